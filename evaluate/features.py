@@ -1,0 +1,184 @@
+"""Features as a matrix with labels, names and origin, kept in `.npz` files without pickles."""
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchssl.errors import DataError
+from patchssl.evaluate.results import canonical_hash
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Features:
+    """A feature vector for each of M images.
+
+    Attributes:
+        features: (M, D) float32.
+        labels: (M,) int64, or None.
+        ids: (M,) str, or None.
+        meta: where they come from; `model`, `dataset` and `settings` as in a result row, where known.
+    """
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64] | None = None
+    ids: NDArray[np.str_] | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 2:
+            raise DataError(f"features have the shape {self.features.shape}; needed: (images, dimensions)")
+        for name, values in (("labels", self.labels), ("ids", self.ids)):
+            if values is not None and values.shape != (len(self),):
+                raise DataError(f"{name} have the shape {values.shape}; {len(self)} features need ({len(self)},)")
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def dim(self) -> int:
+        """D, the width."""
+        return int(self.features.shape[1])
+
+
+def save_features(path: Path, features: Features) -> None:
+    """Write a feature file; it appears whole or not at all.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    arrays: dict[str, NDArray[Any]] = {"features": features.features.astype(np.float32)}
+    if features.labels is not None:
+        arrays["labels"] = features.labels.astype(np.int64)
+    if features.ids is not None:
+        arrays["ids"] = features.ids.astype(np.str_)
+    arrays["meta"] = np.array(json.dumps(dict(features.meta), sort_keys=True))
+    temporary: str | None = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            np.savez(file, allow_pickle=False, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+        temporary = None
+    except OSError as error:
+        raise DataError(f"features cannot be written to {path}: {error.strerror or error}") from None
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def load_features(path: Path) -> Features:
+    """Read a feature file: `features (M, D)`, optional `labels (M,)`, `ids (M,)` and `meta`.
+
+    The name of the file is added to the meta as `file`.
+
+    Raises:
+        DataError: it is missing, damaged, holds pickles, or its arrays are of other kinds or lengths.
+    """
+    try:
+        opened = np.load(path, allow_pickle=False)
+        if isinstance(opened, np.ndarray):
+            raise DataError(f"{path} is a single array; a feature file is an .npz with at least `features`")
+        with opened as file:
+            arrays = {name: file[name] for name in ("features", "labels", "ids", "meta") if name in file.files}
+            names = ", ".join(file.files)
+    except FileNotFoundError:
+        raise DataError(f"there is no feature file {path}") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is no feature file (an .npz without pickles), or damaged: {error}") from None
+    if "features" not in arrays:
+        raise DataError(f"{path} holds no array `features`; it holds: {names or 'nothing'}")
+    try:
+        return Features(
+            _of_kind(arrays["features"], "features", "f", "floating point").astype(np.float32, copy=False),
+            _of_kind(arrays["labels"], "labels", "iu", "integer").astype(np.int64) if "labels" in arrays else None,
+            _of_kind(arrays["ids"], "ids", "U", "text") if "ids" in arrays else None,
+            {**(_parse_meta(arrays["meta"]) if "meta" in arrays else {}), "file": path.name},
+        )
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _of_kind(array: NDArray[Any], name: str, kinds: str, told: str) -> NDArray[Any]:
+    if array.dtype.kind not in kinds:
+        raise DataError(f"{name} are of type {array.dtype}; needed: {told}")
+    return array
+
+
+def _parse_meta(array: NDArray[Any]) -> dict[str, Any]:
+    try:
+        meta = json.loads(str(array))
+    except ValueError:
+        meta = None
+    if array.shape != () or not isinstance(meta, dict):
+        raise DataError("meta is no JSON object in a string")
+    return meta
+
+
+def model_of(train: Features, test: Features) -> dict[str, Any]:
+    """The `model` part of a result row, from the features' `meta`.
+
+    Features of an unknown model are told apart by a hash of both matrices in the place of the weights'.
+
+    Raises:
+        DataError: the two name different weights.
+    """
+    known, other = meta_part(test, "model"), meta_part(train, "model")
+    hashes = [part.get("weights_sha256") for part in (other, known)]
+    if all(hashes) and hashes[0] != hashes[1]:
+        raise DataError(
+            f"training features are of weights {str(hashes[0])[:12]}…, test features of {str(hashes[1])[:12]}…; "
+            "both must come from one model"
+        )
+    digest = hashlib.sha256()
+    for part in (train, test):
+        digest.update(np.ascontiguousarray(part.features).data)
+    unknown = {
+        "spec": test.meta.get("file", "features"),
+        "family": "features",
+        "arch": None,
+        "num_params": None,
+        "dim": test.dim,
+        "weights_sha256": digest.hexdigest(),
+    }
+    return {name: known.get(name, value) for name, value in unknown.items()}
+
+
+def dataset_of(train: Features, test: Features) -> dict[str, Any]:
+    """The `dataset` part of a result row, from the features' `meta`; labels and ids stand in for an unknown one."""
+    parts = {"train": meta_part(train, "dataset"), "test": meta_part(test, "dataset")}
+    prints = {
+        name: parts[name].get("fingerprint") or _labels_hash(part) for name, part in (("train", train), ("test", test))
+    }
+    unnamed = test.meta.get("file", "features")
+    return {
+        "name": parts["test"].get("name", unnamed),
+        "path_name": parts["test"].get("path_name", unnamed),
+        "num_images": len(train) + len(test),
+        "fingerprint": canonical_hash(prints),
+        "splits": {"train": len(train), "test": len(test)},
+        "num_unreadable": sum(part.get("num_unreadable", 0) for part in parts.values()),
+    }
+
+
+def meta_part(features: Features, name: str) -> dict[str, Any]:
+    """A part of `meta`, empty where whoever wrote the file left it out."""
+    part = features.meta.get(name)
+    return dict(part) if isinstance(part, Mapping) else {}
+
+
+def _labels_hash(part: Features) -> str:
+    labels = [] if part.labels is None else part.labels.tolist()
+    return canonical_hash({"labels": labels, "ids": [] if part.ids is None else part.ids.tolist()})

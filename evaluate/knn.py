@@ -1,0 +1,250 @@
+"""k-NN classification with DINO's protocol (arXiv 2104.14294 §F.1, eval_knn.py): features → hits → row."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchssl.errors import ConfigError, DataError
+from patchssl.evaluate.features import Features, dataset_of, meta_part, model_of
+from patchssl.evaluate.index import CosineIndex
+from patchssl.evaluate.metrics import KnnHits, bootstrap_interval, knn_hits
+from patchssl.evaluate.results import Metric, Row, comparability, environment, now
+
+logger = logging.getLogger(__name__)
+
+_CHUNK_NEIGHBOURS = 4_000_000
+_NUM_NAMED = 5
+# Settings that change a number by rounding only, or belong to the model that is compared.
+_ROUNDING_OR_MODEL = {"precision", "mean", "std", "checkpoint_key"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnnProtocol:
+    """The defaults that a named protocol sets.
+
+    Attributes:
+        name: of the protocol.
+        ks: how many neighbours vote.
+        temperature: of the votes.
+        headline_k: the k to show first, where it was evaluated.
+    """
+
+    name: str
+    ks: tuple[int, ...]
+    temperature: float
+    headline_k: int
+
+
+PROTOCOLS = {"dino": KnnProtocol(name="dino", ks=(10, 20, 100, 200), temperature=0.07, headline_k=20)}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class KnnResult:
+    """Hits of Q queries.
+
+    Attributes:
+        hits: for every k, in ascending order.
+        num_train: M, the number of features that were searched.
+        num_unknown: queries whose class has no training feature; they count as missed.
+    """
+
+    hits: Mapping[int, KnnHits]
+    num_train: int
+    num_unknown: int
+
+
+def choose_ks(given: Sequence[int] | None, defaults: Sequence[int], num_train: int) -> tuple[int, ...]:
+    """Decide how many neighbours vote.
+
+    Args:
+        given: what the user asked for, or None.
+        defaults: the protocol's, of which those above M are left out with a warning; if all are, M itself is taken.
+        num_train: M.
+
+    Returns:
+        Each k once, ascending.
+
+    Raises:
+        ConfigError: a k that the user gave is below 1 or above M.
+    """
+    if given is not None:
+        wrong = [k for k in given if not 1 <= k <= num_train]
+        if wrong or not given:
+            raise ConfigError(
+                f"k is {', '.join(map(str, wrong)) or 'empty'}; allowed: 1 to {num_train}, as many as training images"
+            )
+        return tuple(sorted(set(given)))
+    possible = tuple(k for k in defaults if k <= num_train) or (num_train,)
+    if possible != tuple(defaults):
+        logger.warning(
+            "%d training images are too few for k = %s; evaluating k = %s",
+            num_train,
+            ", ".join(map(str, defaults)),
+            ", ".join(map(str, possible)),
+        )
+    return possible
+
+
+def evaluate(train: Features, test: Features, *, ks: Sequence[int], temperature: float) -> KnnResult:
+    """Classify test features by their nearest training features.
+
+    Both sets are L2-normalised; one exact search serves every k.
+
+    Args:
+        train: (M, D) with labels, any integers.
+        test: (Q, D) with labels.
+        ks: each 1 <= k <= M.
+        temperature: of the votes.
+
+    Raises:
+        ConfigError: the temperature is not above 0, or a k is not in 1 … M.
+        DataError: a set is empty, has no labels or non-finite features, or the widths differ.
+    """
+    for name, part in (("training", train), ("test", test)):
+        _check(name, part)
+    if train.dim != test.dim:
+        raise DataError(
+            f"training features are {train.dim} wide, test features {test.dim}; both must come from one model"
+        )
+    if not temperature > 0 or not np.isfinite(temperature):
+        raise ConfigError(f"temperature is {temperature}; it must be above 0")
+    ks = choose_ks(ks, (), len(train))
+    assert train.labels is not None
+    assert test.labels is not None
+    classes, train_classes = np.unique(train.labels, return_inverse=True)
+    targets = _positions(test.labels, classes)
+    num_unknown = int(np.count_nonzero(targets < 0))
+    if num_unknown:
+        missing = np.unique(test.labels[targets < 0])
+        logger.warning(
+            "%d of %d test images are of %d classes without training images (labels %s) and count as wrong",
+            num_unknown,
+            len(test),
+            len(missing),
+            ", ".join(map(str, missing[:_NUM_NAMED])) + (", …" if len(missing) > _NUM_NAMED else ""),
+        )
+    index = CosineIndex(train.features)
+    parts: list[dict[int, KnnHits]] = []
+    step = max(1, _CHUNK_NEIGHBOURS // max(ks))
+    for start in range(0, len(test), step):
+        similarities, rows = index.search(test.features[start : start + step], max(ks))
+        parts.append(
+            knn_hits(
+                similarities,
+                train_classes[rows],
+                targets[start : start + step],
+                num_classes=len(classes),
+                ks=ks,
+                temperature=temperature,
+            )
+        )
+    hits = {
+        k: KnnHits(np.concatenate([part[k].top1 for part in parts]), np.concatenate([part[k].top5 for part in parts]))
+        for k in ks
+    }
+    return KnnResult(hits, len(train), num_unknown)
+
+
+def _check(name: str, part: Features) -> None:
+    if len(part) == 0 or part.dim == 0:
+        raise DataError(f"the {name} features are empty: shape {part.features.shape}")
+    if part.labels is None:
+        raise DataError(f"the {name} features have no labels; k-NN classification needs an array `labels`")
+    bad = np.flatnonzero(~np.isfinite(part.features).all(axis=1))
+    if len(bad):
+        first = [str(part.ids[row]) if part.ids is not None else f"row {row}" for row in bad[:_NUM_NAMED]]
+        raise DataError(
+            f"{len(bad)} of {len(part)} {name} features hold NaN or infinite values ({', '.join(first)}"
+            f"{', …' if len(bad) > _NUM_NAMED else ''}); the weights may be broken, or fp16 too narrow: try fp32"
+        )
+
+
+def _positions(labels: NDArray[np.int64], classes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The place of each label in the sorted classes, -1 where it is none of them."""
+    place = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
+    return np.where(classes[place] == labels, place, -1)
+
+
+def score(
+    train: Features,
+    test: Features,
+    *,
+    protocol: str = "dino",
+    ks: Sequence[int] | None = None,
+    temperature: float | None = None,
+    features_s: float = 0.0,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Row:
+    """Evaluate features by a named protocol.
+
+    Args:
+        train: the training features; their `meta` tells model, data and settings.
+        test: the test features.
+        protocol: one of PROTOCOLS, which sets what is None below.
+        ks: how many neighbours vote.
+        temperature: of the votes.
+        features_s: how long computing the features took.
+        device: where they were computed.
+        seed: of the bootstrap intervals, and what fresh weights were drawn from.
+
+    Raises:
+        ConfigError: the protocol is unknown, or an option is out of range.
+        DataError: the features cannot be evaluated.
+    """
+    if protocol not in PROTOCOLS:
+        raise ConfigError(f"protocol {protocol!r} is unknown to k-NN; allowed: {', '.join(PROTOCOLS)}")
+    defaults = PROTOCOLS[protocol]
+    temperature = defaults.temperature if temperature is None else temperature
+    start = time.perf_counter()
+    _check("training", train)
+    result = evaluate(train, test, ks=choose_ks(ks, defaults.ks, len(train)), temperature=temperature)
+    seconds = {"features": round(features_s, 3), "evaluate": round(time.perf_counter() - start, 3)}
+    return _row(result, defaults, temperature, train, test, seconds, device, seed)
+
+
+def _row(
+    result: KnnResult,
+    protocol: KnnProtocol,
+    temperature: float,
+    train: Features,
+    test: Features,
+    seconds: Mapping[str, float],
+    device: str,
+    seed: int,
+) -> Row:
+    metrics = {}
+    for k, hits in result.hits.items():
+        for name, values in (("top1", hits.top1), ("top5", hits.top5)):
+            low, high = bootstrap_interval(values, seed=seed)
+            metrics[f"{name}@k{k}"] = Metric(value=float(values.mean()), ci95_low=low, ci95_high=high, num=len(values))
+    headline_k = protocol.headline_k if protocol.headline_k in result.hits else next(iter(result.hits))
+    headline = f"top1@k{headline_k}"
+    dataset = dataset_of(train, test)
+    features = meta_part(test, "settings")
+    vote = {"similarity": "cosine", "weight": "exp(similarity / temperature)", "temperature": temperature}
+    # The headline names the k; further ks beside it change nothing about its meaning.
+    meaning = {name: value for name, value in features.items() if name not in _ROUNDING_OR_MODEL}
+    return Row(
+        task="knn",
+        protocol=protocol.name,
+        dataset=dataset,
+        model=model_of(train, test),
+        settings={**features, **vote, "k": list(result.hits), "index": "Flat", "num_unknown_class": result.num_unknown},
+        metrics=metrics,
+        headline=headline,
+        seconds=dict(seconds),
+        environment=environment(device),
+        seed=seed,
+        created=now(),
+        comparability=comparability(
+            task="knn",
+            protocol=protocol.name,
+            fingerprint=dataset["fingerprint"],
+            settings={**meaning, **vote, "headline": headline, "splits": dataset["splits"]},
+        ),
+    )

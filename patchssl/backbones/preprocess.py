@@ -1,0 +1,81 @@
+"""An image → the pixels that a backbone sees, in the geometry of DINO's evaluations (arXiv 2104.14294 §F)."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_MAX_ASPECT = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """Resize, centre crop, normalise.
+
+    Attributes:
+        image_px: side of the crop.
+        resize_px: length to which the shorter side is resized before it, at least image_px.
+        mean: of each channel, for pixels in [0, 1].
+        std: of each channel.
+    """
+
+    image_px: int
+    resize_px: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def at_size(self, image_px: int) -> "Preprocess":
+        """The same for another crop, with the resized side in proportion, rounded down."""
+        return replace(self, image_px=image_px, resize_px=image_px * self.resize_px // self.image_px)
+
+    def crop(self, image: Image.Image) -> Tensor:
+        """Resize the shorter side (bicubic, Pillow's antialiasing) and cut out the centre.
+
+        The longer side becomes int(resize_px * longer / shorter); the crop starts at round((side - image_px) / 2),
+        halves to even: torchvision's Resize and CenterCrop, which DINO uses.
+
+        Args:
+            image: RGB of any size.
+
+        Returns:
+            (3, image_px, image_px) uint8.
+        """
+        image = _without_far_ends(image)
+        width, height = image.size
+        if width <= height:
+            size = (self.resize_px, int(self.resize_px * height / width))
+        else:
+            size = (int(self.resize_px * width / height), self.resize_px)
+        if size != image.size:
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        left, top = (round((side - self.image_px) / 2) for side in size)
+        cropped = image.crop((left, top, left + self.image_px, top + self.image_px))
+        return torch.from_numpy(np.array(cropped)).permute(2, 0, 1).contiguous()
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Bring pixels to the range that the network was made for.
+
+        Args:
+            pixels: (B, 3, h, w) uint8.
+
+        Returns:
+            (B, 3, h, w) float32 on the same device.
+        """
+        mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
+        return pixels.float().div_(255).sub_(mean).div_(std)
+
+
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    """Cut a strip down around its centre: resized whole, a picture of 1 x 60,000 px would need gigabytes."""
+    width, height = image.size
+    longest = _MAX_ASPECT * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))

@@ -1,0 +1,142 @@
+"""The interface of every backbone: pixels to tokens, and what a result row says about the network."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patchssl.backbones.preprocess import Preprocess
+from patchssl.errors import ConfigError
+from patchssl.structs import Tokens
+
+__all__ = ["Backbone", "Preprocess", "fresh_weights", "hash_weights"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A frozen network with the facts about it.
+
+    Attributes:
+        network: the module, in evaluation mode, without gradients.
+        to_tokens: runs the network on normalised pixels.
+        spec: the SPEC that named it.
+        family: `patchssl` or `timm`.
+        arch: the architecture's name.
+        dim: D, the width of its tokens.
+        patch_px: side of a patch.
+        num_params: number of parameters.
+        weights_sha256: hash of all names, types, shapes and values of its state.
+        preprocess: how images are prepared for it.
+        checkpoint_key: which network of a checkpoint it is, where there are several.
+    """
+
+    network: nn.Module
+    to_tokens: Callable[[Any, Tensor], Tokens]
+    spec: str
+    family: str
+    arch: str
+    dim: int
+    patch_px: int
+    num_params: int
+    weights_sha256: str
+    preprocess: Preprocess
+    checkpoint_key: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        network: nn.Module,
+        to_tokens: Callable[[Any, Tensor], Tokens],
+        *,
+        spec: str,
+        family: str,
+        arch: str,
+        dim: int,
+        patch_px: int,
+        preprocess: Preprocess,
+        checkpoint_key: str | None = None,
+    ) -> "Backbone":
+        """Freeze a network and count and hash its weights."""
+        frozen = network.eval().requires_grad_(False)
+        return cls(
+            network=frozen,
+            to_tokens=to_tokens,
+            spec=spec,
+            family=family,
+            arch=arch,
+            dim=dim,
+            patch_px=patch_px,
+            num_params=sum(parameter.numel() for parameter in frozen.parameters()),
+            weights_sha256=hash_weights(frozen.state_dict()),
+            preprocess=preprocess,
+            checkpoint_key=checkpoint_key,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    def forward(self, pixels: Tensor) -> Tokens:
+        """Run the network.
+
+        Args:
+            pixels: (B, 3, h, w) float, normalised, on the network's device.
+        """
+        return self.to_tokens(self.network, pixels)
+
+    def facts(self) -> dict[str, Any]:
+        """The `model` part of a result row."""
+        return {
+            "spec": self.spec,
+            "family": self.family,
+            "arch": self.arch,
+            "num_params": self.num_params,
+            "dim": self.dim,
+            "weights_sha256": self.weights_sha256,
+        }
+
+    def to(self, device: torch.device | str) -> "Backbone":
+        """The same backbone on a device."""
+        return replace(self, network=self.network.to(device))
+
+    def at_size(self, image_px: int) -> "Backbone":
+        """The same backbone for images of another size, resized and cropped in the same proportion.
+
+        Raises:
+            ConfigError: the size is not a multiple of the patch.
+        """
+        if image_px < self.patch_px or image_px % self.patch_px:
+            below = max(image_px // self.patch_px, 1) * self.patch_px
+            raise ConfigError(
+                f"image size {image_px} is not a multiple of the patch size {self.patch_px} of {self.arch}; "
+                f"the nearest are {below} and {below + self.patch_px}"
+            )
+        return replace(self, preprocess=self.preprocess.at_size(image_px))
+
+
+def hash_weights(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of a state dict, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\n".encode())
+        # Seen as bytes, since numpy has no bfloat16.
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def fresh_weights(seed: int) -> Iterator[None]:
+    """Make modules built inside draw their weights from a seed; the global generator is afterwards as it was.
+
+    Module constructors draw from torch's global CPU generator and take no other, so it is lent to them here.
+    """
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would reseed the accelerators as well.
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -1,0 +1,62 @@
+"""Vision Transformers of our own runs: timm networks whose tokens are read without a head."""
+
+from typing import Any
+
+import timm
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from patchssl.config import ModelConfig
+from patchssl.errors import ConfigError
+from patchssl.structs import Tokens
+
+
+def build_vit(model: ModelConfig, image_px: int, *, drop_path: float = 0.0) -> VisionTransformer:
+    """Build a ViT with fresh weights.
+
+    Args:
+        model: architecture and what overrides it.
+        image_px: side of the images that its position embedding is laid out for; others are resampled.
+        drop_path: stochastic depth rate, 0 for a teacher or an evaluated network.
+
+    Raises:
+        ConfigError: timm does not know the architecture, it is no ViT, or width and heads do not fit.
+    """
+    if not timm.is_model(model.arch):
+        raise ConfigError(
+            f"model.arch {model.arch!r} is unknown to timm {timm.__version__}; see timm.list_models('vit_*')"
+        )
+    overrides = {"embed_dim": model.width, "depth": model.depth, "num_heads": model.num_heads}
+    settings: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        network = timm.create_model(
+            model.arch,
+            pretrained=False,
+            num_classes=0,
+            img_size=image_px,
+            patch_size=model.patch_px,
+            dynamic_img_size=True,
+            drop_path_rate=drop_path,
+            **settings,
+        )
+    except (TypeError, AssertionError, ValueError) as error:
+        raise ConfigError(f"model.arch {model.arch!r} cannot be built with {settings}: {error}") from None
+    if not isinstance(network, VisionTransformer):
+        raise ConfigError(f"model.arch {model.arch!r} is a {type(network).__name__}; pretraining takes ViTs (vit_*)")
+    return network
+
+
+def vit_tokens(network: VisionTransformer, pixels: Tensor) -> Tokens:
+    """Run a timm ViT up to its final norm.
+
+    Args:
+        network: the ViT, of patch size P.
+        pixels: (B, 3, h, w), normalised; P divides h and w.
+
+    Returns:
+        cls (B, D), patches (B, h/P * w/P, D); register tokens are dropped.
+    """
+    features = network.forward_features(pixels)  # (B, prefix + N, D)
+    patch = network.patch_embed.patch_size
+    grid = (pixels.shape[-2] // patch[0], pixels.shape[-1] // patch[1])
+    return Tokens(features[:, 0], features[:, network.num_prefix_tokens :], grid)

@@ -1,0 +1,58 @@
+"""Where the log lines of the package go: stderr, and a file if asked for."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_LINE = "%(asctime)s %(levelname)s %(message)s"
+_STDERR = "patchssl.stderr"
+
+
+def configure_logging(*, quiet: bool = False) -> None:
+    """Send the package's log lines to stderr: coloured on a terminal, plain lines elsewhere.
+
+    May be called again; the last call counts.
+
+    Args:
+        quiet: only warnings and errors.
+    """
+    logger = logging.getLogger("patchssl")
+    for handler in list(logger.handlers):
+        if handler.get_name() == _STDERR:
+            logger.removeHandler(handler)
+    handler = _terminal_handler() if sys.stderr.isatty() else _plain_handler()
+    handler.set_name(_STDERR)
+    handler.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+@contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Append the package's log lines to a file as well, whatever `quiet` says, until the block ends."""
+    logger = logging.getLogger("patchssl")
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(_LINE))
+    handler.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _plain_handler() -> logging.Handler:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(_LINE))
+    return handler
+
+
+def _terminal_handler() -> logging.Handler:
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    # No markup: paths and shapes hold square brackets.
+    return RichHandler(console=Console(stderr=True), show_path=False, markup=False, log_time_format="%X")

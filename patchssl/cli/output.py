@@ -1,0 +1,84 @@
+"""Result rows on stdout: as a table for people, or as JSON, CSV or Markdown."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from patchssl.evaluate.results import Metric, Row
+
+_CSV_COLUMNS = ("task", "protocol", "dataset", "model", "metric", "value", "ci95_low", "ci95_high", "num")
+
+
+def print_row(row: "Row", output_format: str) -> None:
+    """Print one row; as JSON it is one object."""
+    if output_format == "json":
+        click.echo(row.to_json(indent=2))
+    else:
+        print_rows([row], output_format)
+
+
+def print_rows(rows: Sequence["Row"], output_format: str) -> None:
+    """Print rows.
+
+    Args:
+        rows: any number.
+        output_format: `table` and `markdown` show percent, a table for each row; `json`, a list, and `csv`, a line for
+            each metric, hold fractions.
+    """
+    if output_format == "json":
+        click.echo(json.dumps([json.loads(row.to_json()) for row in rows], indent=2))
+    elif output_format == "csv":
+        click.echo(_csv(rows), nl=False)
+    else:
+        render = _aligned if output_format == "table" else _markdown
+        click.echo("\n\n".join(f"{_title(row)}\n\n{render(_cells(row))}" for row in rows))
+
+
+def _title(row: "Row") -> str:
+    sizes = ", ".join(f"{size:,} {name}" for name, size in row.dataset["splits"].items())
+    return f"{row.task} ({row.protocol}) of {row.model['spec']} on {row.dataset['name']} ({sizes} images), percent"
+
+
+def _cells(row: "Row") -> list[list[str]]:
+    """Header and lines. Metrics `NAME@kK` share the line of their k; others have a line each."""
+    if all("@k" in name for name in row.metrics):
+        names = list(dict.fromkeys(name.partition("@k")[0] for name in row.metrics))
+        ks = list(dict.fromkeys(name.partition("@k")[2] for name in row.metrics))
+        header = ["k", *(text for name in names for text in (name, "95 % interval"))]
+        return [header, *([k, *(text for name in names for text in _shown(row.metrics[f"{name}@k{k}"]))] for k in ks)]
+    return [
+        ["metric", "value", "95 % interval"],
+        *([name, *_shown(metric)] for name, metric in row.metrics.items()),
+    ]
+
+
+def _shown(metric: "Metric") -> tuple[str, str]:
+    return f"{100 * metric.value:.2f}", f"{100 * metric.ci95_low:.2f} to {100 * metric.ci95_high:.2f}"
+
+
+def _aligned(cells: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells
+    )
+
+
+def _markdown(cells: list[list[str]]) -> str:
+    lines = [cells[0], ["---:"] * len(cells[0]), *cells[1:]]
+    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
+
+
+def _csv(rows: Sequence["Row"]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
+    for row in rows:
+        about = (row.task, row.protocol, row.dataset["name"], row.model["spec"])
+        for name, metric in row.metrics.items():
+            writer.writerow([*about, name, metric.value, metric.ci95_low, metric.ci95_high, metric.num])
+    return buffer.getvalue()

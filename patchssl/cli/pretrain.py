@@ -1,0 +1,150 @@
+"""`patchssl pretrain`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from patchssl.cli.interrupts import stop_by_signal
+from patchssl.cli.logs import configure_logging, log_file
+from patchssl.cli.options import (
+    batch_size_option,
+    device_option,
+    precision_option,
+    quiet_option,
+    resolve_device,
+    seed_option,
+    usable_workers,
+    workers_option,
+)
+from patchssl.cli.progress import training_progress
+
+if TYPE_CHECKING:
+    from patchssl.config import Config
+    from patchssl.data.images import ImageSource
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="The run folder to write."
+)
+@click.option(
+    "--config",
+    "source",
+    metavar="FILE|NAME",
+    help="A YAML file, or a recipe of the package (an unknown name lists them); with --resume, the run's own.",
+)
+@click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one setting; may be repeated."
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in --output from its newest checkpoint.")
+@click.option("--overwrite", is_flag=True, help="Replace the run in --output.")
+@click.option(
+    "--max-bad-fraction", type=click.FloatRange(0, 1), help="Unreadable images above this fraction are an error."
+)
+@device_option(default=None)
+@precision_option(default=None)
+@workers_option(configured=True)
+@batch_size_option(default=None)
+@seed_option(default=None)
+@quiet_option()
+def pretrain(
+    data: Path,
+    output: Path,
+    source: str | None,
+    overrides: tuple[str, ...],
+    resume: bool,
+    overwrite: bool,
+    max_bad_fraction: float | None,
+    device: str | None,
+    precision: str | None,
+    workers: int | None,
+    batch_size: int | None,
+    seed: int | None,
+    quiet: bool,
+) -> None:
+    """Pretrain a Vision Transformer on DATA without labels.
+
+    DATA is a folder of images at any depth, a CIFAR-10/100 python folder, or a CSV file with a `path` column.
+
+    \b
+    patchssl pretrain photos --output runs/photos --config imagenet100
+    patchssl pretrain cifar10/train --output runs/c10 --config cifar10-cpu --set train.epochs=5
+    patchssl pretrain cifar10/train --output runs/c10 --resume
+
+    Ctrl-C and SIGTERM save a checkpoint after the current step; --resume goes on exactly there.
+    """  # noqa: D301 - the backslash is Click's mark for text that keeps its lines
+    configure_logging(quiet=quiet)
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite contradict each other; give one of them")
+    options = {
+        "train.device": device,
+        "train.precision": precision,
+        "data.workers": workers,
+        "train.batch_size": batch_size,
+        "train.seed": seed,
+        "data.max_bad_fraction": max_bad_fraction,
+    }
+    given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    from patchssl.config import load_config
+
+    if resume and source is None and (output / "config.yaml").is_file():
+        source = str(output / "config.yaml")
+    config = load_config(source, [*overrides, *given])
+
+    from patchssl.data.sources import open_unlabelled
+
+    images = open_unlabelled(data, apply_exif=config.data.exif_orientation)
+    run_training(config, images, output, resume=resume, overwrite=overwrite, quiet=quiet)
+
+
+def run_training(
+    config: "Config", images: "ImageSource", output: Path, *, resume: bool, overwrite: bool, quiet: bool
+) -> None:
+    """Prepare the run folder, seed, and train with progress, log file and signals."""
+    import logging
+
+    import torch
+
+    from patchssl.pretrain import default_precision, prepare_run
+    from patchssl.pretrain import pretrain as train
+
+    device = resolve_device(config.train.device)
+    precision = default_precision(device) if config.train.precision == "auto" else config.train.precision
+    workers = config.data.workers
+    if workers is None:
+        # On the CPU alone, training fills the cores; a single process that reads ahead is what it can spare.
+        workers = 1 if device == "cpu" else usable_workers()
+    prepare_run(output, config, resume=resume, overwrite=overwrite)
+    logger = logging.getLogger(__name__)
+    with log_file(output / "log.txt"):
+        num_steps = config.train.num_steps(len(images))
+        logger.info(
+            "%d images of %s; %d steps of %d; %s in %s, %d loader processes; run folder %s",
+            len(images),
+            images.location,
+            num_steps,
+            config.train.batch_size,
+            device,
+            precision,
+            workers,
+            output,
+        )
+        torch.manual_seed(config.train.seed)
+        with stop_by_signal() as wish, training_progress(quiet=quiet) as on_step:
+            done = train(
+                config,
+                images,
+                output,
+                device=device,
+                precision=precision,
+                workers=workers,
+                resume=resume,
+                stop_requested=wish,
+                on_step=on_step,
+            )
+        if done < num_steps:
+            logger.info("stopped after step %d of %d; go on with --resume", done, num_steps)
+        else:
+            logger.info("done; evaluate it: patchssl eval knn DATA --model %s", output)

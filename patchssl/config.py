@@ -1,0 +1,319 @@
+"""The pretraining configuration: every setting, its default, its limits and what it means."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from patchssl.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+PerKind = tuple[Fraction, Fraction, Fraction]
+Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused, values cannot be changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Reading images."""
+
+    workers: int | None = Field(None, ge=0, description="loader processes; null: chosen from the number of cores")
+    max_bad_fraction: Fraction = Field(0.05, description="unreadable images above this fraction stop the run")
+    exif_orientation: bool = Field(True, description="turn photographs upright by their EXIF tag")
+
+
+class ViewsConfig(Section):
+    """Multi-crop."""
+
+    global_size: Count = Field(224, description="side of a global view, px; a multiple of the patch")
+    local_size: Count = Field(96, description="side of a local view, px; a multiple of the patch")
+    num_global: int = Field(2, ge=2, description="global views of an image; the teacher sees these")
+    num_local: int = Field(8, ge=0, description="local views of an image; 0 turns multi-crop off")
+    global_scale: Range = Field((0.4, 1.0), description="area of a global view, as a fraction of the image's")
+    local_scale: Range = Field((0.05, 0.4), description="area of a local view, as a fraction of the image's")
+    ratio: Range = Field((3 / 4, 4 / 3), description="width / height of a view's box")
+    flip_probability: Fraction = Field(0.5, description="probability that a view is mirrored")
+    shared_geometry: bool = Field(False, description="one set of boxes and flips for a whole batch (PW-Self's release)")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ViewsConfig":
+        for name in ("global_scale", "local_scale", "ratio"):
+            low, high = getattr(self, name)
+            if low > high or (name != "ratio" and high > 1):
+                limit = "" if name == "ratio" else ", at most 1"
+                raise ValueError(f"{name} is [{low}, {high}]; give [low, high] with low <= high{limit}")
+        return self
+
+
+class PhotometricConfig(Section):
+    """Colour, blur and solarisation; lists of three are for the first global, other global and local views."""
+
+    brightness: Fraction = 0.4
+    contrast: Fraction = 0.4
+    saturation: Fraction = 0.2
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    jitter_probability: Fraction = 0.8
+    greyscale_probability: Fraction = 0.2
+    blur_probability: PerKind = (1.0, 0.1, 0.5)
+    blur_sigma: Range = Field((0.1, 2.0), description="standard deviation of the blur, px of the view")
+    solarise_probability: PerKind = (0.0, 0.2, 0.0)
+    solarise_threshold: Fraction = 128 / 255
+    patch_probability: Fraction = Field(0.0, description="probability that a view is augmented cell by cell")
+    cell_size: Count | None = Field(None, description="side of a cell, px; a multiple of the patch; null: one patch")
+
+
+class ModelConfig(Section):
+    """Backbone and projection heads."""
+
+    arch: str = Field("vit_small_patch16_224", description="a timm ViT")
+    patch_size: Count | None = Field(None, description="px; null: as in the arch's name")
+    width: Count | None = Field(None, description="null: the arch's")
+    depth: Count | None = Field(None, description="null: the arch's")
+    num_heads: Count | None = Field(None, description="null: the arch's")
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="stochastic depth of the student")
+    crop_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.875, description="evaluation crops this fraction of the resized shorter side; 0.875 is 224 of 256"
+    )
+    head_hidden: Count = 2048
+    head_bottleneck: Count = 256
+    cls_prototypes: Annotated[int, Field(ge=2)] = 65536
+    patch_prototypes: Annotated[int, Field(ge=2)] = 8192
+    shared_head: bool = Field(False, description="patches use the head of the class token")
+    norm_last_layer: bool = Field(True, description="keep the norm of every prototype at 1")
+
+    @property
+    def patch_px(self) -> int:
+        """The side of a patch in px."""
+        if self.patch_size is not None:
+            return self.patch_size
+        found = re.search(r"_patch(\d+)", self.arch)
+        if found is None:
+            raise ValueError(f"the name {self.arch!r} does not tell the patch size; set model.patch_size")
+        return int(found[1])
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ModelConfig":
+        _ = self.patch_px
+        if self.shared_head and self.patch_prototypes != self.cls_prototypes:
+            raise ValueError(
+                f"shared_head needs patch_prototypes ({self.patch_prototypes}) equal to "
+                f"cls_prototypes ({self.cls_prototypes})"
+            )
+        return self
+
+
+class LossConfig(Section):
+    """Distillation of class token and patches."""
+
+    patch_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="0 is DINO: the patch term is not computed")
+    average: Literal["terms", "flat"] = Field(
+        "terms",
+        description="terms: CLS mean + patch_weight * patch mean; flat: one mean over CLS and patches (authors)",
+    )
+    matching: Literal["nearest", "authors"] = "nearest"
+    center: Literal["kind", "position"] = Field(
+        "kind", description="kind: one centre for CLS, one for patches; position: one per teacher token (authors)"
+    )
+    center_momentum: Fraction = 0.9
+    student_temperature: Positive = 0.1
+    teacher_temperature: Positive = 0.04
+    teacher_temperature_start: Positive = 0.04
+    teacher_temperature_warmup_fraction: Fraction = Field(0.0, description="of all steps, linear from start")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LossConfig":
+        if self.average == "flat" and self.patch_weight != 1:
+            raise ValueError(f"average: flat has no patch_weight of its own; set it to 1 (it is {self.patch_weight})")
+        return self
+
+
+class TrainConfig(Section):
+    """Optimisation, length, hardware."""
+
+    epochs: Positive | None = Field(None, description="passes over the data; steps wins over it")
+    steps: Count | None = Field(None, description="optimizer steps in all")
+    batch_size: Count = Field(64, description="images in a step")
+    learning_rate: Positive = Field(5e-4, description="peak, as it is used: not scaled by the batch size")
+    final_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
+    warmup_fraction: Fraction = Field(0.1, description="of all steps, linear from 0")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.04
+    final_weight_decay: Annotated[float, Field(ge=0)] = 0.4
+    ema_momentum: Fraction = Field(0.996, description="of the teacher at the first step")
+    final_ema_momentum: Fraction = 1.0
+    clip_gradient: Positive | None = Field(3.0, description="largest norm of the gradient; null: not clipped")
+    clip_mode: Literal["global", "tensor"] = Field("global", description="norm over all tensors, or each by itself")
+    freeze_last_layer_fraction: Fraction = Field(0.01, description="of all steps during which prototypes stay")
+    checkpoint_every_steps: Count = 1000
+    keep_last: Count = Field(3, description="checkpoints kept besides the newest ones are removed")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    @model_validator(mode="after")
+    def _length(self) -> "TrainConfig":
+        if self.epochs is None and self.steps is None:
+            raise ValueError("give train.epochs or train.steps")
+        return self
+
+    def num_steps(self, num_images: int) -> int:
+        """The number of optimizer steps for a source of that many images."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, round(self.epochs * num_images / self.batch_size))
+
+
+class LogConfig(Section):
+    """Logging."""
+
+    every_steps: Count = Field(10, description="a line in metrics.jsonl each so many steps")
+
+
+class Config(Section):
+    """Everything that a pretraining run depends on, apart from the data."""
+
+    data: DataConfig = DataConfig()
+    views: ViewsConfig = ViewsConfig()
+    photometric: PhotometricConfig = PhotometricConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig(epochs=100)
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "Config":
+        patch = self.model.patch_px
+        sizes = {"views.global_size": self.views.global_size}
+        if self.views.num_local:
+            sizes["views.local_size"] = self.views.local_size
+        for name, size in sizes.items():
+            if size % patch:
+                below, above = size // patch * patch, (size // patch + 1) * patch
+                near = f"{below} or {above}" if below else str(above)
+                raise ValueError(f"{name} is {size} px, which the patch of {patch} px does not divide; take {near}")
+        cell = self.photometric.cell_size
+        if self.photometric.patch_probability and cell is not None:
+            if cell % patch:
+                raise ValueError(f"photometric.cell_size is {cell} px, which is no multiple of the patch, {patch} px")
+            for name, size in sizes.items():
+                if size % cell:
+                    raise ValueError(f"{name} is {size} px, which photometric.cell_size, {cell} px, does not divide")
+        return self
+
+
+def recipe_names() -> list[str]:
+    """The names of the recipes that come with the package."""
+    return sorted(file.name.removesuffix(".yaml") for file in _recipes().iterdir() if file.name.endswith(".yaml"))
+
+
+def load_config(source: str | None, overrides: Iterable[str] = ()) -> Config:
+    """Read a configuration and apply overrides to it.
+
+    Args:
+        source: a YAML file, or the name of a recipe of the package; None for the defaults.
+        overrides: `section.key=value`, the value in YAML.
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping, a key is unknown or a value not allowed.
+    """
+    values = _with_base(source) if source is not None else {}
+    for override in overrides:
+        _override(values, override)
+    return parse_config(values, origin=source or "the configuration")
+
+
+def parse_config(values: Mapping[str, Any], *, origin: str = "the configuration") -> Config:
+    """Validate a nested mapping.
+
+    Raises:
+        ConfigError: names every offending key, with what is allowed.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: " + "; ".join(_explain(dict(e)) for e in error.errors())) from None
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as YAML, complete and in the order of the sections."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _recipes() -> Any:
+    return resources.files("patchssl.configs") / "pretrain"
+
+
+def _with_base(source: str, depth: int = 0) -> dict[str, Any]:
+    """Read a file and what it builds on: its key `base` names a recipe or file, of which it changes single keys."""
+    values = _read(source)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if depth == 8:
+        raise ConfigError(f"{source}: bases are nested more than 8 deep; does one name itself?")
+    beside = Path(source).parent / str(base)
+    merged = _with_base(str(beside) if Path(source).is_file() and beside.is_file() else str(base), depth + 1)
+    for section, changes in values.items():
+        known = merged.get(section)
+        merged[section] = {**known, **changes} if isinstance(known, dict) and isinstance(changes, dict) else changes
+    return merged
+
+
+def _read(source: str) -> dict[str, Any]:
+    path = Path(source)
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif source in recipe_names():
+        text = (_recipes() / f"{source}.yaml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f"{source!r} is neither a file nor a recipe; recipes: {', '.join(recipe_names())}")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source} holds a {type(values).__name__}; a configuration is a mapping of sections")
+    return values
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    keys = name.strip().split(".")
+    if not equals or len(keys) != 2 or not all(keys):
+        raise ConfigError(f"--set {override!r} is not of the form section.key=value, for instance train.epochs=10")
+    section = values.setdefault(keys[0], {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"--set {override!r}: {keys[0]} holds a value, no keys")
+    try:
+        section[keys[1]] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value") from None
+
+
+def _explain(error: dict[str, Any]) -> str:
+    location = [str(part) for part in error["loc"]]
+    name = ".".join(location)
+    if error["type"] != "extra_forbidden":
+        message = error["msg"].removeprefix("Value error, ")
+        came = "" if error["type"] == "value_error" else f" (it is {error['input']!r})"
+        return f"{name}: {message}{came}" if name else f"{message}{came}"
+    model: type[BaseModel] = Config
+    for part in location[:-1]:
+        annotation = model.model_fields[part].annotation
+        assert isinstance(annotation, type)
+        model = annotation
+    allowed = list(model.model_fields)
+    close = difflib.get_close_matches(location[-1], allowed, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"unknown key {name}; {hint}allowed: {', '.join(allowed)}"

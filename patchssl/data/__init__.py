@@ -1,0 +1,1 @@
+"""Images in: sources, decoding, loading, and the built-in images."""

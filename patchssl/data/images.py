@@ -1,0 +1,108 @@
+"""A fixed list of images behind one interface: files, or arrays in memory."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from patchssl.data.decode import read_image
+
+
+class ImageSource(Protocol):
+    """A fixed list of images."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The relative path or name of each image."""
+        ...
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """(M,) places in classes, or None."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, sorted."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """A short name of the data."""
+        ...
+
+    @property
+    def location(self) -> str:
+        """The path as it was given."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Image.Image:
+        """Decode one image as RGB; raises UnreadableImage."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash that is equal for equal data on any machine."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Image files below a root."""
+
+    root: Path
+    ids: tuple[str, ...]
+    labels: NDArray[np.int64] | None
+    classes: tuple[str, ...]
+    name: str
+    location: str
+    apply_exif: bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(self, index: int) -> Image.Image:
+        """Decode one image as RGB; raises UnreadableImage."""
+        return read_image(self.root / self.ids[index], apply_exif=self.apply_exif)
+
+    def fingerprint(self) -> str:
+        """Hash of every relative path, size in bytes and label; contents are not read."""
+        digest = hashlib.sha256()
+        for index, relative in enumerate(self.ids):
+            path = self.root / relative
+            size = path.stat().st_size if path.is_file() else -1
+            label = "" if self.labels is None else self.classes[self.labels[index]]
+            digest.update(f"{Path(relative).as_posix()}\0{size}\0{label}\n".encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Images held in memory: pixels (M, h, w, 3) uint8."""
+
+    pixels: NDArray[np.uint8]
+    ids: tuple[str, ...]
+    labels: NDArray[np.int64] | None
+    classes: tuple[str, ...]
+    name: str
+    location: str
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, index: int) -> Image.Image:
+        """One image as RGB."""
+        return Image.fromarray(self.pixels[index])
+
+    def fingerprint(self) -> str:
+        """Hash of all pixels and labels."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.pixels).tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.astype("<i8").tobytes())
+        return digest.hexdigest()

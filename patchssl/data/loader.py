@@ -1,0 +1,129 @@
+"""Batches that depend on the seed and the step alone."""
+
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from patchssl.data.decode import UnreadableImage
+from patchssl.data.images import ImageSource
+from patchssl.errors import DataError
+from patchssl.structs import SampleKeys
+
+Made = TypeVar("Made")
+
+
+class TrainingBatches(Dataset[tuple[Made, SampleKeys, list[UnreadableImage]]], Generic[Made]):
+    """The batch of every training step.
+
+    Step after step the source is gone through in an order shuffled anew for each epoch; a batch may begin in one
+    epoch and end in the next, so no image is left out and a source may be smaller than a batch. An unreadable image
+    is replaced by the next one of the source that can be read.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        make: Callable[[list[Image.Image], SampleKeys], Made],
+        *,
+        batch_size: int,
+        num_steps: int,
+        seed: int,
+    ) -> None:
+        """Keep what is needed to make any batch.
+
+        Args:
+            source: the images.
+            make: turns the RGB images of a batch and their keys into what is handed on.
+            batch_size: images in a batch.
+            num_steps: steps of the whole training.
+            seed: of the order.
+        """
+        self.source, self.make = source, make
+        self.batch_size, self.num_steps, self.seed = batch_size, num_steps, seed
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, step: int) -> tuple[Made, SampleKeys, list[UnreadableImage]]:
+        """The batch of a step, the keys of its samples, and what could not be read."""
+        numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
+        places = [divmod(number, len(self.source)) for number in numbers]
+        keys = SampleKeys(
+            torch.tensor([epoch for epoch, _ in places]),
+            torch.tensor([int(self._epoch_order(epoch)[position]) for epoch, position in places]),
+        )
+        images, bad = [], list[UnreadableImage]()
+        for index in keys.index.tolist():
+            images.append(self._readable(index, bad))
+        return self.make(images, keys), keys, bad
+
+    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.source))
+        return self._order[1]
+
+    def _readable(self, index: int, bad: list[UnreadableImage]) -> Image.Image:
+        for offset in range(len(self.source)):
+            try:
+                return self.source.read((index + offset) % len(self.source))
+            except UnreadableImage as error:
+                bad.append(error)
+        raise DataError(
+            f"none of the {len(self.source)} images of {self.source.location} can be read; the first: {bad[0]}"
+        )
+
+
+def iterate(
+    batches: TrainingBatches[Made], *, first_step: int, workers: int, pin_memory: bool
+) -> Iterator[tuple[Made, SampleKeys, list[UnreadableImage]]]:
+    """Yield the batches from first_step to the last, made ahead of time by worker processes.
+
+    Args:
+        batches: the batch of every step.
+        first_step: where to begin.
+        workers: processes; 0 makes them in this one.
+        pin_memory: for copies to a GPU that overlap computing.
+    """
+    return iter(
+        DataLoader(
+            batches,
+            batch_size=None,
+            sampler=range(first_step, len(batches)),
+            num_workers=workers,
+            pin_memory=pin_memory,
+            prefetch_factor=4 if workers else None,
+            # Its own generator keeps the loader from drawing on the global one, on which stochastic depth depends.
+            generator=torch.Generator(),
+        )
+    )
+
+
+class BadImages:
+    """Counts unreadable images and stops when they are too many."""
+
+    def __init__(self, num_images: int, max_fraction: float) -> None:
+        """Allow max_fraction of num_images."""
+        self.num_images, self.max_fraction = num_images, max_fraction
+        self.reasons: dict[str, str] = {}
+
+    def add(self, bad: list[UnreadableImage]) -> list[UnreadableImage]:
+        """Take note of images and return those not seen before.
+
+        Raises:
+            DataError: more than the allowed fraction of all images is unreadable.
+        """
+        new = [error for error in bad if error.path not in self.reasons]
+        self.reasons.update({error.path: error.reason for error in new})
+        if len(self.reasons) > self.max_fraction * self.num_images:
+            first = "; ".join(f"{path}: {reason}" for path, reason in list(self.reasons.items())[:3])
+            raise DataError(
+                f"{len(self.reasons)} of {self.num_images} images are unreadable, more than the allowed "
+                f"{self.max_fraction:.1%} (--max-bad-fraction); for instance {first}"
+            )
+        return new

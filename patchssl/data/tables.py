@@ -1,0 +1,78 @@
+"""CSV files that list images, and perhaps their labels and splits."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from patchssl.data.images import FileSource, ImageSource
+from patchssl.errors import DataError
+
+TRAIN_SPLITS = ("train",)
+TEST_SPLITS = ("val", "test")
+
+
+def unlabelled_table(path: Path, *, apply_exif: bool) -> FileSource:
+    """The images of a CSV file with a column `path`.
+
+    Raises:
+        DataError: the column is missing or empty somewhere, or there are no rows.
+    """
+    return _source(path, read_table(path, required=("path",)), labelled=False, apply_exif=apply_exif)
+
+
+def read_table(path: Path, *, required: Sequence[str]) -> list[dict[str, str]]:
+    """Read a CSV file with a header.
+
+    Raises:
+        DataError: a required column is missing, or empty in some row, or there are no rows.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        missing = [name for name in required if name not in columns]
+        if missing:
+            raise DataError(
+                f"{path} has the columns {', '.join(columns) or '(none)'}; needed: {', '.join(required)} "
+                f"(missing: {', '.join(missing)})"
+            )
+        rows = list(reader)
+    for number, row in enumerate(rows, start=2):
+        empty = [name for name in required if not row[name]]
+        if empty:
+            raise DataError(f"{path} line {number}: {', '.join(empty)} is empty")
+    if not rows:
+        raise DataError(f"{path} has a header but no rows")
+    return rows
+
+
+def _source(
+    path: Path, rows: list[dict[str, str]], *, labelled: bool, apply_exif: bool, classes: tuple[str, ...] = ()
+) -> FileSource:
+    """Paths in a CSV are relative to the file's folder, or absolute."""
+    number = {name: index for index, name in enumerate(classes)}
+    labels = np.array([number[row["label"]] for row in rows], dtype=np.int64) if labelled else None
+    ids = tuple(row["path"] for row in rows)
+    return FileSource(path.parent, ids, labels, classes, path.stem, str(path), apply_exif)
+
+
+def labelled_table(path: Path, *, apply_exif: bool) -> dict[str, ImageSource]:
+    """The "train" and "test" images of a CSV file with the columns path, label and split.
+
+    Raises:
+        DataError: a column is missing or empty somewhere, a split is unknown, or one has no rows.
+    """
+    rows = read_table(path, required=("path", "label", "split"))
+    known = TRAIN_SPLITS + TEST_SPLITS
+    for number, row in enumerate(rows, start=2):
+        if row["split"] not in known:
+            raise DataError(f"{path} line {number}: split is {row['split']!r}; allowed: {', '.join(known)}")
+    classes = tuple(sorted({row["label"] for row in rows}))
+    parts: dict[str, ImageSource] = {}
+    for part, splits in (("train", TRAIN_SPLITS), ("test", TEST_SPLITS)):
+        chosen = [row for row in rows if row["split"] in splits]
+        if not chosen:
+            raise DataError(f"{path} has no row of the split {' or '.join(splits)}")
+        parts[part] = _source(path, chosen, labelled=True, apply_exif=apply_exif, classes=classes)
+    return parts

@@ -1,0 +1,94 @@
+"""What a run writes down about itself: metrics, settings, surroundings."""
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import patchssl
+from patchssl.errors import CheckpointError
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one line for each logged step, appended and flushed at once."""
+
+    def __init__(self, path: Path) -> None:
+        """Open for appending."""
+        self._path = path
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, values: Mapping[str, float | int]) -> None:
+        """Append a line.
+
+        Raises:
+            CheckpointError: the disk is full.
+        """
+        try:
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write {self._path}: {error.strerror}; free some space and --resume"
+            ) from None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware that a run was made with."""
+    return {
+        "patchssl": patchssl.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "num_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "command": sys.argv,
+    }
+
+
+class StepClock:
+    """Seconds spent computing and waiting for data since the last reading."""
+
+    def __init__(self) -> None:
+        """Start now."""
+        self._start = self._mark = time.perf_counter()
+        self._waited = 0.0
+        self._images = 0
+
+    def waited(self) -> None:
+        """Data have arrived: the time since the last step ended was spent waiting."""
+        self._waited += time.perf_counter() - self._mark
+
+    def stepped(self, num_images: int) -> None:
+        """A step has ended."""
+        self._images += num_images
+        self._mark = time.perf_counter()
+
+    def read(self) -> dict[str, float]:
+        """Images per second and the share of time spent waiting, since the last reading."""
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        result = {"images_per_s": self._images / seconds, "data_wait_fraction": min(1.0, self._waited / seconds)}
+        self._start = time.perf_counter()
+        self._waited, self._images = 0.0, 0
+        return result
+
+
+def _cpu_name() -> str:
+    """The processor's name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,85 @@
+"""Multi-crop: image → boxes and flips → pixels of every view."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from patchssl.config import ViewsConfig
+from patchssl.draws import uniforms
+from patchssl.geometry import NUM_BOX_UNIFORMS, draw_boxes
+from patchssl.structs import Boxes, SampleKeys, ViewGroup
+
+
+class MultiCrop:
+    """Cuts the views of a batch out of its images; called in loader processes.
+
+    Views are numbered, global ones first; the box and flip of view v of a sample follow from
+    (seed, epoch, sample index, v) and the size of the image.
+    """
+
+    def __init__(self, views: ViewsConfig, seed: int) -> None:
+        """Keep the settings."""
+        self.views, self.seed = views, seed
+
+    def __call__(self, images: list[Image.Image], keys: SampleKeys) -> list[ViewGroup]:
+        """Make the views of B images.
+
+        Returns:
+            The global and, unless there are none, the local views: pixels (B, V, 3, side, side) uint8.
+        """
+        views = self.views
+        sizes = torch.tensor([(image.height, image.width) for image in images])  # (B, 2)
+        groups = [self._group(images, keys, sizes, 0, views.num_global, views.global_size, views.global_scale)]
+        if views.num_local:
+            groups.append(
+                self._group(images, keys, sizes, views.num_global, views.num_local, views.local_size, views.local_scale)
+            )
+        return groups
+
+    def _group(
+        self,
+        images: list[Image.Image],
+        keys: SampleKeys,
+        sizes: Tensor,
+        first_view: int,
+        num_views: int,
+        side: int,
+        scale: tuple[float, float],
+    ) -> ViewGroup:
+        drawn_for = keys[:1] if self.views.shared_geometry else keys
+        numbers = torch.stack(
+            [
+                uniforms(self.seed, drawn_for, first_view + view, NUM_BOX_UNIFORMS + 1).expand(len(keys), -1)
+                for view in range(num_views)
+            ],
+            dim=1,
+        )  # (B, V, numbers)
+        height, width = sizes[:, None, 0].expand(-1, num_views), sizes[:, None, 1].expand(-1, num_views)
+        corners = draw_boxes(numbers[..., :-1], height, width, scale=scale, ratio=self.views.ratio)
+        flipped = numbers[..., -1] < self.views.flip_probability
+        pixels = np.empty((len(images), num_views, side, side, 3), dtype=np.uint8)
+        for row, image in enumerate(images):
+            for view in range(num_views):
+                pixels[row, view] = crop(image, corners[row, view].tolist(), side, flip=bool(flipped[row, view]))
+        # (B, V, side, side, 3) -> (B, V, 3, side, side)
+        return ViewGroup(torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).contiguous(), Boxes(corners, flipped))
+
+
+def crop(image: Image.Image, box: list[float], side: int, *, flip: bool) -> np.ndarray:
+    """Resample a box of an image to side x side with Pillow's antialiased bicubic filter.
+
+    Args:
+        image: RGB.
+        box: top, left, height, width in pixels, fractions meant.
+        side: of the result, px.
+        flip: mirror left to right.
+
+    Returns:
+        (side, side, 3) uint8.
+    """
+    top, left, height, width = box
+    # Sums of fractions may pass the border by a rounding error, which Pillow refuses.
+    edges = (left, top, min(left + width, image.width), min(top + height, image.height))
+    view = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=edges))
+    return view[:, ::-1] if flip else view

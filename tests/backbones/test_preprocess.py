@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.functional import center_crop, normalize, resize, to_tensor
+from torchvision.transforms.transforms import InterpolationMode
+
+from patchssl.backbones.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "size", [(256, 256), (300, 200), (200, 301), (17, 40), (500, 333), (333, 501), (256, 400), (1, 1), (640, 21)]
+)
+@pytest.mark.parametrize("sides", [(224, 256), (32, 36), (32, 32), (31, 36)])
+def test_equals_torchvision(size: tuple[int, int], sides: tuple[int, int]) -> None:
+    preprocess = Preprocess(image_px=sides[0], resize_px=sides[1])
+    image = noise(*size)
+    expected = normalize(
+        to_tensor(center_crop(resize(image, sides[1], InterpolationMode.BICUBIC), sides[0])),
+        list(IMAGENET_MEAN),
+        list(IMAGENET_STD),
+    )
+    torch.testing.assert_close(preprocess.normalise(preprocess.crop(image)[None])[0], expected, rtol=0, atol=1e-6)
+
+
+def test_crop_by_hand() -> None:
+    # 4 x 2 stays; offsets round((4 - 1) / 2) = 2 and round((2 - 1) / 2) = 0, halves to even.
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    crop = Preprocess(image_px=1, resize_px=2).crop(Image.fromarray(pixels))
+    assert crop.flatten().tolist() == pixels[0, 2].tolist()
+
+
+def test_normalise_by_hand() -> None:
+    preprocess = Preprocess(image_px=1, resize_px=1, mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 0.25))
+    found = preprocess.normalise(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8))
+    assert found.flatten().tolist() == [1.0, 1.0, 0.0]
+
+
+def test_other_sizes_keep_the_proportion() -> None:
+    base = Preprocess(image_px=224, resize_px=256)
+    assert [base.at_size(side).resize_px for side in (224, 32, 448)] == [256, 36, 512]
+
+
+def test_long_strips_need_no_gigabytes() -> None:
+    strip = np.zeros((1, 60_000, 3), np.uint8)
+    strip[:, 29_990:30_010] = 200
+    crop = Preprocess(image_px=224, resize_px=256).crop(Image.fromarray(strip))
+    assert crop.shape == (3, 224, 224)
+    assert (crop == 200).all()

@@ -1,0 +1,130 @@
+"""The shared options: values, defaults, limits, and the device that follows from --device."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from patchssl.cli import options
+from patchssl.errors import ConfigError
+
+
+def run(decorator: options.Decorator, *arguments: str) -> tuple[Result, dict[str, Any]]:
+    """Run a command that has one option, and return the values that it got."""
+    got: dict[str, Any] = {}
+
+    @click.command()
+    @decorator
+    def command(**values: Any) -> None:
+        got.update(values)
+
+    return CliRunner().invoke(command, list(arguments)), got
+
+
+@pytest.mark.parametrize(
+    ("decorator", "arguments", "expected"),
+    [
+        (options.device_option(), [], {"device": "auto"}),
+        (options.device_option(), ["--device", "cuda"], {"device": "cuda"}),
+        (options.device_option(default=None), [], {"device": None}),
+        (options.precision_option(), [], {"precision": "auto"}),
+        (options.precision_option(), ["--precision", "bf16"], {"precision": "bf16"}),
+        (options.workers_option(), [], {"workers": options.usable_workers()}),
+        (options.workers_option(), ["--workers", "0"], {"workers": 0}),
+        (options.workers_option(configured=True), [], {"workers": None}),
+        (options.batch_size_option(default=64), [], {"batch_size": 64}),
+        (options.batch_size_option(default=64), ["--batch-size", "1"], {"batch_size": 1}),
+        (options.seed_option(), [], {"seed": 0}),
+        (options.seed_option(default=None), [], {"seed": None}),
+        (options.seed_option(), ["--seed", str(2**32 - 1)], {"seed": 2**32 - 1}),
+        (options.results_option(), [], {"results": Path("results/rows")}),
+        (options.results_option(), ["--results", "elsewhere"], {"results": Path("elsewhere")}),
+        (options.no_record_option(), [], {"no_record": False}),
+        (options.no_record_option(), ["--no-record"], {"no_record": True}),
+        (options.format_option(), [], {"output_format": "table"}),
+        (options.format_option(), ["--format", "json"], {"output_format": "json"}),
+        (options.quiet_option(), [], {"quiet": False}),
+        (options.quiet_option(), ["-q"], {"quiet": True}),
+    ],
+)
+def test_values(decorator: options.Decorator, arguments: list[str], expected: dict[str, Any]) -> None:
+    result, got = run(decorator, *arguments)
+    assert result.exit_code == 0, result.output
+    assert got == expected
+
+
+@pytest.mark.parametrize(
+    ("decorator", "arguments"),
+    [
+        (options.device_option(), ["--device", "tpu"]),
+        (options.precision_option(), ["--precision", "fp64"]),
+        (options.workers_option(), ["--workers", "-1"]),
+        (options.batch_size_option(default=64), ["--batch-size", "0"]),
+        (options.seed_option(), ["--seed", "-1"]),
+        (options.seed_option(), ["--seed", str(2**32)]),
+        (options.format_option(), ["--format", "xml"]),
+    ],
+)
+def test_values_out_of_range_are_wrong_usage(decorator: options.Decorator, arguments: list[str]) -> None:
+    result, got = run(decorator, *arguments)
+    assert result.exit_code == 2
+    assert got == {}
+
+
+def test_results_that_is_a_file_is_wrong_usage(tmp_path: Path) -> None:
+    (tmp_path / "rows").write_text("")
+    result, _ = run(options.results_option(), "--results", str(tmp_path / "rows"))
+    assert result.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("decorator", "default"),
+    [
+        (options.device_option(), "auto"),
+        (options.device_option(default=None), "(from the configuration)"),
+        (options.precision_option(default=None), "(from the configuration)"),
+        (options.workers_option(), "(the usable cores, at most 8)"),
+        (options.workers_option(configured=True), "(from the configuration)"),
+        (options.batch_size_option(default=64), "64"),
+        (options.batch_size_option(default=None), "(from the configuration)"),
+        (options.seed_option(), "0"),
+        (options.seed_option(default=None), "(from the configuration)"),
+        (options.results_option(), "results/rows"),
+        (options.format_option(), "table"),
+    ],
+)
+def test_help_tells_the_default(decorator: options.Decorator, default: str) -> None:
+    result, _ = run(decorator, "--help")
+    assert f"default: {default}" in " ".join(result.output.split())
+
+
+def test_usable_workers_is_a_small_positive_number() -> None:
+    assert 1 <= options.usable_workers() <= 8
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"),
+    [(False, False, "cpu"), (True, False, "cuda"), (False, True, "mps"), (True, True, "cuda")],
+)
+def test_auto_takes_the_fastest_device(cuda: bool, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert options.resolve_device("auto") == expected
+    assert options.resolve_device("cpu") == "cpu"
+    assert options.resolve_device(expected) == expected
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_a_device_that_is_absent_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=rf"--device {name}: .* use one of auto, cpu$"):
+        options.resolve_device(name)
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(ConfigError, match="allowed: auto, cpu, cuda, mps"):
+        options.resolve_device("tpu")
