@@ -87,9 +87,10 @@ def load_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise CheckpointError(f"there is no checkpoint at {path}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
+    except (PermissionError, IsADirectoryError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    # Torch's reader of zip files answers a cut file with OSError, too.
+    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"{path} ({path.stat().st_size:,} bytes) is damaged, truncated or no checkpoint of patchssl: {reason}"

@@ -122,9 +122,12 @@ class LossConfig(Section):
         description="terms: CLS mean + patch_weight * patch mean; flat: one mean over CLS and patches (authors)",
     )
     matching: Literal["nearest", "authors"] = "nearest"
-    center: Literal["kind", "position"] = Field(
-        "kind", description="kind: one centre for CLS, one for patches; position: one per teacher token (authors)"
+    center: Literal["kind", "position", "sinkhorn"] = Field(
+        "kind",
+        description="moving means, kind: one for CLS, one for patches; position: one per teacher token (authors); "
+        "sinkhorn: from every batch, so that it uses all prototypes alike",
     )
+    sinkhorn_iterations: Count = 3
     center_momentum: Fraction = 0.9
     student_temperature: Positive = 0.1
     teacher_temperature: Positive = 0.04

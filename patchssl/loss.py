@@ -70,6 +70,26 @@ def mean_logits(teacher: Projections, num_positions: int = 1) -> Tensor:
     return rows @ teacher.prototypes.float().T
 
 
+def sinkhorn_center(teacher: Projections, *, temperature: float, num_iterations: int) -> Tensor:
+    """The (1, K) centre under which the softmax of the teacher's rows uses all prototypes alike.
+
+    Sinkhorn-Knopp (Cuturi, 2013; in self-distillation SwAV, Caron et al., 2020, and DINOv2, Oquab et al., 2023) scales
+    the columns and the rows of exp(logits / temperature) in turn to equal sums. Its last step scales the rows, so its
+    result is a softmax of logits from which a centre has been taken; that centre is what is returned.
+
+    Args:
+        teacher: T rows, at least one.
+        temperature: above 0.
+        num_iterations: of scaling columns, then rows; SwAV and DINOv2 take 3.
+    """
+    scaled = _logits(teacher) / temperature  # (T, K)
+    row = scaled.new_zeros(len(scaled), 1)
+    for _ in range(num_iterations):
+        column = (scaled - row).logsumexp(dim=0, keepdim=True)  # (1, K)
+        row = (scaled - column).logsumexp(dim=1, keepdim=True)  # (T, 1)
+    return column * temperature
+
+
 def moved_center(center: Tensor, batch_mean: Tensor, momentum: float) -> Tensor:
     """The centre after a step: momentum * center + (1 - momentum) * batch_mean."""
     return center * momentum + batch_mean * (1 - momentum)

@@ -31,35 +31,33 @@ def nearest(student: Boxes, student_grid: Grid, teacher: Boxes, teacher_grid: Gr
     Returns:
         Index and mask (..., N_student), leading dimensions broadcast.
     """
-    height, width = student_grid
-    dtype, device = student.corners.dtype, student.corners.device
-    # Both axes go through at once, the H rows before the W columns; of the pairs (row, column) only columns mirror.
-    axis = torch.tensor([0] * height + [1] * width, device=device)
-    place = torch.tensor([*range(height), *range(width)], dtype=dtype, device=device)
-    ours, theirs = (torch.tensor(grid, dtype=dtype, device=device) for grid in (student_grid, teacher_grid))
-    # The number that mirroring counts down from.
-    our_last, their_last = (torch.tensor((0, grid[1] - 1), device=device) for grid in (student_grid, teacher_grid))
+    flips = torch.broadcast_tensors(student.flipped, teacher.flipped)
+    shape, num_cells = flips[0].shape, teacher_grid[0] * teacher_grid[1]
+    our_flip, their_flip = (flip.reshape(-1) for flip in flips)  # (P,)
+    # The P pairs of views come last on the way: loops over a handful of patches would cost more than what they do.
+    ours, theirs = (
+        boxes.corners.movedim(-1, 0).expand(4, *shape).reshape(2, 2, 1, -1) for boxes in (student, teacher)
+    )  # (start and length, y and x, 1, P)
+    our_grid, their_grid = ours.new_tensor((student_grid, teacher_grid))[..., None, None]  # (2, 1, 1)
 
-    def spread(values: Tensor) -> Tensor:
-        return values.index_select(-1, axis)  # (..., 2) -> (..., H + W)
-
-    start, patch = student.corners[..., :2], student.corners[..., 2:] / ours
-    centre = spread(start) + (place - spread(student.flipped[..., None] * our_last)).abs_().add_(0.5).mul_(
-        spread(patch)
-    )
-
-    start, length = teacher.corners[..., :2], teacher.corners[..., 2:]
-    first = spread(start)
-    outside = (centre < first) | (centre >= spread(start + length))
-    cell = (centre - first).div_(spread(length / theirs)).floor_()
+    # Both axes go through at once, as many parts of them as the longer has.
+    parts = torch.arange(0.5, max(student_grid), dtype=ours.dtype, device=ours.device)[:, None]  # (parts, 1)
+    centre = parts * (ours[1] / our_grid) + ours[0]  # (2, parts, P)
+    start, length = theirs
+    outside = (centre < start) | (centre >= start + length)
     # Rounding can lift a centre just below the box's far edge to the edge itself, hence the minimum.
-    cell = cell.minimum(spread(theirs - 1)).sub_(spread(teacher.flipped[..., None] * their_last)).abs_()
-    cell[..., :height] *= teacher_grid[1]
-    # So far below 0 that the sum of row and column is negative unless both are inside.
-    cell = cell.masked_fill_(outside, -float(teacher_grid[0] * teacher_grid[1])).long()
-    index = cell[..., :height, None] + cell[..., None, height:]  # (..., H, W)
-    mask = index >= 0
-    return PatchMatch(index.clamp_(min=0).flatten(-2), mask.flatten(-2))
+    cell = (centre - start).div_(length / their_grid).minimum(their_grid - 1).int()
+    cell[1].sub_((teacher_grid[1] - 1) * their_flip).abs_()
+    cell[0].mul_(teacher_grid[1])
+    # So far below 0 that the sum of row and column stays negative unless both are inside.
+    cell.masked_fill_(outside, -num_cells)
+    row, col = cell[0, : student_grid[0]], cell[1, : student_grid[1]]
+    col = torch.where(our_flip, col.flip(0), col)
+
+    number = (row[:, None] + col).flatten(0, 1).T.contiguous().add_(1).clamp_(min=0)  # (P, H * W), 0 for no partner
+    mask = number.bool()
+    shape = (*shape, student_grid[0] * student_grid[1])
+    return PatchMatch(number.sub_(1).clamp_(min=0).long().reshape(shape), mask.reshape(shape))
 
 
 def authors(student: Boxes, student_grid: Grid, teacher: Boxes, teacher_grid: Grid) -> PatchMatch:

@@ -12,6 +12,7 @@ import torch
 from lightning_fabric import Fabric
 
 from patchssl.augmentation import prepare_views, view_settings
+from patchssl.backbones.vit import use_plain_attention
 from patchssl.checkpoint import load_checkpoint, save_checkpoint
 from patchssl.config import Config, dump_config
 from patchssl.data.images import ImageSource
@@ -112,6 +113,9 @@ def pretrain(
     fabric = Fabric(accelerator=device, devices=1, precision=_FABRIC_PRECISION[precision])
     num_steps = config.train.num_steps(len(source))
     networks = StudentTeacher(config)
+    if device == "cpu" and precision == "bf16":
+        for network in (networks.student, networks.teacher):
+            use_plain_attention(network.backbone)
     decayed, free = weight_decay_groups(networks.student)
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, fused=device != "mps")
@@ -167,7 +171,7 @@ def pretrain(
                 clip_gradients(networks.student, config.train.clip_gradient, mode=config.train.clip_mode)
             fabric_optimizer.step()
             fabric_optimizer.zero_grad(set_to_none=True)
-            networks.update_centers(terms.teacher)
+            networks.update_centers(terms)
             networks.ema_step(values.momentum)
             clock.stepped(len(keys))
 
@@ -185,7 +189,7 @@ def pretrain(
                     "momentum": values.momentum,
                     "teacher_temperature": values.teacher_temperature,
                 }
-                entropies = networks.teacher_entropy(terms.teacher, teacher_temperature=values.teacher_temperature)
+                entropies = terms.teacher_entropy(values.teacher_temperature)
                 line |= {f"teacher_entropy_{kind}": value for kind, value in entropies.items()}
                 metrics.write(line | clock.read())
             step += 1

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from patchssl.backbones.vit import build_vit, vit_tokens
 from patchssl.config import Config
 from patchssl.heads import ProjectionHead
-from patchssl.loss import entropy, mean_logits, moved_center, paired_cross_entropy, teacher_probabilities
+from patchssl.loss import (
+    entropy,
+    mean_logits,
+    moved_center,
+    paired_cross_entropy,
+    sinkhorn_center,
+    teacher_probabilities,
+)
 from patchssl.matching import MATCHINGS
 from patchssl.pairing import cls_pairs, flat_weights, mean_weights, patch_pairs
 from patchssl.structs import Boxes, Pairs, PatchMatch, Projections, ViewGroup
@@ -27,16 +34,38 @@ class Projected:
         """From what a Network returns."""
         return cls(Projections(*outputs[:2]), Projections(*outputs[2:]) if outputs[2:] else None)
 
+    def kinds(self) -> dict[str, Projections]:
+        """By the name of the kind of token: "cls" and, where patches are distilled, "patch"."""
+        return {"cls": self.cls} | ({} if self.patch is None else {"patch": self.patch})
+
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The loss of a step and what it is made of; cls and patch are means over their own pairs."""
+    """The loss of a step and what it is made of.
+
+    Attributes:
+        total: what is minimised.
+        cls: mean over the pairs of class tokens.
+        patch: mean over the pairs of patches; 0 where there are none.
+        num_patch_pairs: how many pairs of patches there are.
+        teacher: the teacher's answer.
+        centers: what was taken from its logits, (C, K) for each kind of token.
+    """
 
     total: Tensor
     cls: Tensor
     patch: Tensor
     num_patch_pairs: int
     teacher: Projected
+    centers: dict[str, Tensor]
+
+    @torch.no_grad()
+    def teacher_entropy(self, temperature: float) -> dict[str, float]:
+        """Mean entropy in nats of the teacher's distributions, for each kind of token."""
+        return {
+            name: float(entropy(teacher_probabilities(rows, center=self.centers[name], temperature=temperature)))
+            for name, rows in self.teacher.kinds().items()
+        }
 
 
 class Network(nn.Module):
@@ -142,6 +171,7 @@ class StudentTeacher:
             kept = [rows.to(device) for rows in kept]
         with torch.no_grad():
             teacher = Projected.of(self.teacher(pixels[:1]))
+            centers = self._centers(teacher, teacher_temperature)
         student = Projected.of(forward(pixels, kept))
 
         def cross_entropy(kind: str, s: Projections, t: Projections, pairs: Pairs, weights: Tensor) -> Tensor:
@@ -151,14 +181,14 @@ class StudentTeacher:
                 t,
                 moved,
                 weights.to(device),
-                center=self.centers[kind],
+                center=centers[kind],
                 student_temperature=loss.student_temperature,
                 teacher_temperature=teacher_temperature,
             )
 
         if patches is None or student.patch is None or teacher.patch is None:
             cls = cross_entropy("cls", student.cls, teacher.cls, tokens, mean_weights(tokens, 1.0))
-            return LossTerms(cls, cls.detach(), torch.zeros_like(cls), 0, teacher)
+            return LossTerms(cls, cls.detach(), torch.zeros_like(cls), 0, teacher, centers)
         if loss.average == "flat":
             num_view_pairs = num_teacher_views * (sum(group.num_views for group in groups) - 1)
             cls_weights, patch_weights = flat_weights(tokens, patches, num_view_pairs)
@@ -168,15 +198,22 @@ class StudentTeacher:
         patch = cross_entropy("patch", student.patch, teacher.patch, patches, patch_weights)
         cls_share, patch_share = float(cls_weights.sum()), float(patch_weights.sum())
         return LossTerms(
-            cls + patch, cls.detach() / cls_share, patch.detach() / max(patch_share, 1e-12), len(patches), teacher
+            cls + patch,
+            cls.detach() / cls_share,
+            patch.detach() / max(patch_share, 1e-12),
+            len(patches),
+            teacher,
+            centers,
         )
 
     @torch.no_grad()
-    def update_centers(self, teacher: Projected) -> None:
-        """Move the centres towards the mean logits of this step's teacher."""
-        for name, center in self.centers.items():
-            rows = teacher.cls if name == "cls" else teacher.patch
-            assert rows is not None
+    def update_centers(self, terms: LossTerms) -> None:
+        """Move the centres towards the mean logits of this step's teacher; Sinkhorn's are kept as they are."""
+        if self.config.loss.center == "sinkhorn":
+            self.centers = terms.centers
+            return
+        for name, rows in terms.teacher.kinds().items():
+            center = self.centers[name]
             self.centers[name] = moved_center(center, mean_logits(rows, len(center)), self.config.loss.center_momentum)
 
     @torch.no_grad()
@@ -184,16 +221,14 @@ class StudentTeacher:
         """Teacher = momentum * teacher + (1 - momentum) * student, over all parameters in one fused operation."""
         torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
 
-    @torch.no_grad()
-    def teacher_entropy(self, teacher: Projected, *, teacher_temperature: float) -> dict[str, float]:
-        """Mean entropy in nats of the teacher's distributions, for CLS and for patches."""
-        kinds = {"cls": teacher.cls, "patch": teacher.patch}
+    def _centers(self, teacher: Projected, temperature: float) -> dict[str, Tensor]:
+        """What is taken from the teacher's logits in this step."""
+        if self.config.loss.center != "sinkhorn":
+            return dict(self.centers)
+        num_iterations = self.config.loss.sinkhorn_iterations
         return {
-            name: float(
-                entropy(teacher_probabilities(rows, center=self.centers[name], temperature=teacher_temperature))
-            )
-            for name, rows in kinds.items()
-            if rows is not None
+            name: sinkhorn_center(rows, temperature=temperature, num_iterations=num_iterations)
+            for name, rows in teacher.kinds().items()
         }
 
     def _matches(self, groups: Sequence[ViewGroup]) -> list[PatchMatch]:

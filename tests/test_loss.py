@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchssl.loss import entropy, mean_logits, moved_center, paired_cross_entropy, teacher_probabilities
+from patchssl.loss import (
+    entropy,
+    mean_logits,
+    moved_center,
+    paired_cross_entropy,
+    sinkhorn_center,
+    teacher_probabilities,
+)
 from patchssl.matching import authors
 from patchssl.pairing import cls_pairs, flat_weights, mean_weights, patch_pairs
 from patchssl.structs import Boxes, Pairs, Projections
@@ -162,7 +169,7 @@ def test_equals_its_definition_with_gradients(num_pairs: int, positions: int) ->
         lambda s: by_definition(s, teacher, pairs, weights, center[:positions], 0.3, 0.7),
     ):
         rows, prototypes = student.rows.clone().requires_grad_(), student.prototypes.clone().requires_grad_()
-        loss = loss_of(Projections(rows, prototypes))
+        loss: Tensor = loss_of(Projections(rows, prototypes))
         loss.backward()
         gradients.append((loss.detach().double(), rows.grad, prototypes.grad))
     for ours, slow in zip(*gradients, strict=True):
@@ -181,7 +188,7 @@ def test_no_pairs_cost_nothing_and_have_zero_gradients() -> None:
         student_temperature=0.1,
         teacher_temperature=0.1,
     )
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert loss.item() == 0
     assert rows.grad is not None
     assert not rows.grad.any()
@@ -214,3 +221,26 @@ def test_mean_of_logits_is_taken_by_position() -> None:
     prototypes = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     by_hand = torch.stack([(rows @ prototypes.T)[position::3].mean(0) for position in range(3)])
     torch.testing.assert_close(mean_logits(Projections(rows, prototypes), 3), by_hand)
+
+
+def test_sinkhorn_equals_scaling_columns_and_rows_in_turn() -> None:
+    logits = torch.randn(8, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    table = torch.exp(logits / 0.3)
+    for _ in range(3):
+        table = table / table.sum(0, keepdim=True)
+        table = table / table.sum(1, keepdim=True)
+    center = sinkhorn_center(as_projections(logits), temperature=0.3, num_iterations=3)
+    torch.testing.assert_close(teacher_probabilities(as_projections(logits), center=center, temperature=0.3), table)
+
+
+def test_sinkhorn_uses_all_prototypes_alike_in_the_end() -> None:
+    logits = torch.randn(40, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + torch.arange(6.0)
+    center = sinkhorn_center(as_projections(logits), temperature=0.5, num_iterations=200)
+    probabilities = teacher_probabilities(as_projections(logits), center=center, temperature=0.5)
+    torch.testing.assert_close(probabilities.mean(0), torch.full((6,), 1 / 6, dtype=torch.float64))
+
+
+def test_sinkhorn_by_hand() -> None:
+    # Both rows prefer the first of two prototypes by the same odds: nothing but the preference is left to take away.
+    center = sinkhorn_center(as_projections(torch.tensor([[1.0, 0.0], [1.0, 0.0]])), temperature=0.1, num_iterations=1)
+    assert float(center[0, 0] - center[0, 1]) == pytest.approx(1.0)

@@ -164,7 +164,7 @@ def knn(
         assert data is not None
         assert model is not None
         device = resolve_device(device)
-        train, test = _compute(
+        train, test = compute_features(
             data,
             model,
             checkpoint_key=checkpoint_key,
@@ -217,7 +217,7 @@ def _is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
-def _compute(
+def compute_features(
     data: Path,
     model: str,
     *,
@@ -229,7 +229,7 @@ def _compute(
     quiet: bool,
     **settings: Any,
 ) -> tuple["Features", "Features"]:
-    """The features of both parts of DATA."""
+    """The features of the training and the test images of DATA, with progress."""
     from patchssl.backbones import load_backbone
     from patchssl.data.sources import open_labelled
     from patchssl.evaluate.extraction import extract

@@ -27,8 +27,8 @@ def print_rows(rows: Sequence["Row"], output_format: str) -> None:
 
     Args:
         rows: any number.
-        output_format: `table` and `markdown` show percent, a table for each row; `json`, a list, and `csv`, a line for
-            each metric, hold fractions.
+        output_format: `table` and `markdown` show percent, a table for all rows of equal comparability; `json`, a
+            list, and `csv`, a line for each metric, hold fractions.
     """
     if output_format == "json":
         click.echo(json.dumps([json.loads(row.to_json()) for row in rows], indent=2))
@@ -36,24 +36,51 @@ def print_rows(rows: Sequence["Row"], output_format: str) -> None:
         click.echo(_csv(rows), nl=False)
     else:
         render = _aligned if output_format == "table" else _markdown
-        click.echo("\n\n".join(f"{_title(row)}\n\n{render(_cells(row))}" for row in rows))
+        click.echo("\n\n".join(f"{_title(group)}\n\n{render(_cells(group))}" for group in _tables(rows)))
 
 
-def _title(row: "Row") -> str:
+def _tables(rows: Sequence["Row"]) -> list[list["Row"]]:
+    """Rows that may stand in one table, in the order in which they came: those of equal comparability."""
+    tables: dict[str, list[Row]] = {}
+    for row in rows:
+        tables.setdefault(row.comparability, []).append(row)
+    return list(tables.values())
+
+
+def _title(rows: Sequence["Row"]) -> str:
+    row = rows[0]
     sizes = ", ".join(f"{size:,} {name}" for name, size in row.dataset["splits"].items())
-    return f"{row.task} ({row.protocol}) of {row.model['spec']} on {row.dataset['name']} ({sizes} images), percent"
+    of = f" of {row.model['spec']}" if len(rows) == 1 else ""
+    return f"{row.task} ({row.protocol}){of} on {row.dataset['name']} ({sizes} images), percent"
 
 
-def _cells(row: "Row") -> list[list[str]]:
-    """Header and lines. Metrics `NAME@kK` share the line of their k; others have a line each."""
-    if all("@k" in name for name in row.metrics):
-        names = list(dict.fromkeys(name.partition("@k")[0] for name in row.metrics))
-        ks = list(dict.fromkeys(name.partition("@k")[2] for name in row.metrics))
-        header = ["k", *(text for name in names for text in (name, "95 % interval"))]
-        return [header, *([k, *(text for name in names for text in _shown(row.metrics[f"{name}@k{k}"]))] for k in ks)]
+def _cells(rows: Sequence["Row"]) -> list[list[str]]:
+    """Header and lines, with a column for the model where there are several rows.
+
+    Metrics `NAME@kK` share the line of their k; others have a line each.
+    """
+    models = [[row.model["spec"]] if len(rows) > 1 else [] for row in rows]
+    model_header = ["model"] if len(rows) > 1 else []
+    metrics = rows[0].metrics
+    if all("@k" in name for name in metrics):
+        names = list(dict.fromkeys(name.partition("@k")[0] for name in metrics))
+        ks = list(dict.fromkeys(name.partition("@k")[2] for row in rows for name in row.metrics))
+        header = ["k", *model_header, *(text for name in names for text in (name, "95 % interval"))]
+        lines = [
+            [k, *model, *(text for name in names for text in _shown(row.metrics[f"{name}@k{k}"]))]
+            for k in ks
+            for model, row in zip(models, rows, strict=True)
+            if f"{names[0]}@k{k}" in row.metrics
+        ]
+        return [header, *lines]
     return [
-        ["metric", "value", "95 % interval"],
-        *([name, *_shown(metric)] for name, metric in row.metrics.items()),
+        ["metric", *model_header, "value", "95 % interval"],
+        *(
+            [name, *model, *_shown(row.metrics[name])]
+            for name in metrics
+            for model, row in zip(models, rows, strict=True)
+            if name in row.metrics
+        ),
     ]
 
 

@@ -1,0 +1,128 @@
+"""Configurations: what is accepted, what is refused and in which words, recipes and their bases."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+
+from patchssl.config import Config, dump_config, load_config, parse_config, recipe_names
+from patchssl.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "pretrain"
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_valid_and_survives_writing(name: str) -> None:
+    config = load_config(name)
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_says_how_it_is_run_and_what_came_out(name: str) -> None:
+    lines = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    header = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    for word in ("Command:", "Hardware:", "Time:", "Metric:"):
+        assert any(word in line for line in header), word
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith(("dino-", "authors-"))])
+def test_twins_differ_from_their_recipe_in_named_lines_only(name: str) -> None:
+    kind, _, recipe = name.partition("-")
+    twin, base = load_config(name).model_dump(), load_config(recipe).model_dump()
+    differing = {
+        f"{section}.{key}" for section in base for key in base[section] if base[section][key] != twin[section][key]
+    }
+    allowed = {
+        "dino": {"loss.patch_weight", "photometric.patch_probability"},
+        "authors": {
+            "loss.average",
+            "loss.matching",
+            "loss.center",
+            "loss.patch_weight",
+            "loss.teacher_temperature_start",
+            "loss.teacher_temperature_warmup_fraction",
+            "model.shared_head",
+            "model.patch_prototypes",
+            "photometric.patch_probability",
+            "train.clip_mode",
+            "views.shared_geometry",
+        },
+    }
+    assert differing <= allowed[kind]
+    assert differing
+
+
+def test_overrides_are_yaml_and_win() -> None:
+    config = load_config(None, ["train.steps=7", "views.global_scale=[0.3, 1.0]", "model.width=null"])
+    assert config.train.steps == 7
+    assert config.views.global_scale == (0.3, 1.0)
+    assert config.model.width is None
+
+
+def test_a_file_may_build_on_a_recipe_and_on_a_file_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: cifar10-cpu\ntrain: {steps: 5}\n")
+    (tmp_path / "other.yaml").write_text("base: mine.yaml\ntrain: {batch_size: 8}\n")
+    config = load_config(str(tmp_path / "other.yaml"))
+    assert (config.train.steps, config.train.batch_size) == (5, 8)
+    assert config.model == load_config("cifar10-cpu").model
+
+
+def test_a_base_that_names_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "loop.yaml").write_text("base: loop.yaml\n")
+    with pytest.raises(ConfigError, match="nested more than 8 deep"):
+        load_config(str(tmp_path / "loop.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.learning_rat=1", ["unknown key train.learning_rat", "did you mean learning_rate?", "batch_size"]),
+        ("trian.epochs=1", ["unknown key trian", "did you mean train?"]),
+        ("train.batch_size=0", ["train.batch_size", "greater than or equal to 1", "it is 0"]),
+        ("train.learning_rate=.nan", ["train.learning_rate", "finite"]),
+        ("train.epochs=many", ["train.epochs", "number", "'many'"]),
+        ("views.global_size=30", ["views.global_size is 30 px", "patch of 16 px", "take 16 or 32"]),
+        ("views.local_size=8", ["views.local_size is 8 px", "take 16"]),
+        ("views.local_scale=[0.5, 0.1]", ["local_scale is [0.5, 0.1]", "low <= high"]),
+        ("model.arch=resnet50", ["'resnet50' does not tell the patch size", "model.patch_size"]),
+        ("model.shared_head=true", ["shared_head needs patch_prototypes (8192) equal to cls_prototypes (65536)"]),
+        ("train.steps", ["'train.steps' is not of the form section.key=value"]),
+        ("train=3", ["not of the form section.key=value"]),
+    ],
+)
+def test_what_is_wrong_is_named_with_what_is_allowed(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_cells_must_fill_views_and_hold_whole_patches() -> None:
+    with pytest.raises(ConfigError, match=r"cell_size is 24 px, which is no multiple of the patch, 16 px"):
+        load_config(None, ["photometric.patch_probability=0.5", "photometric.cell_size=24"])
+    with pytest.raises(ConfigError, match=r"views.local_size is 96 px, which photometric.cell_size, 64 px"):
+        load_config(None, ["photometric.patch_probability=0.5", "photometric.cell_size=64", "views.global_size=128"])
+
+
+def test_files_that_are_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"neither a file nor a recipe; recipes: .*cifar10"):
+        load_config("no-such-recipe")
+    for text, words in (("- 1\n", "holds a list"), ("a: [1", "not valid YAML")):
+        file = tmp_path / "broken.yaml"
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=words):
+            load_config(str(file))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "num_images", "expected"), [(2, None, 100, 20), (2, 7, 100, 7), (0.001, None, 3, 1)]
+)
+def test_number_of_steps(epochs: float | None, steps: int | None, num_images: int, expected: int) -> None:
+    config = Config.model_validate({"train": {"epochs": epochs, "steps": steps, "batch_size": 10}})
+    assert config.train.num_steps(num_images) == expected
+
+
+def test_without_a_length_it_says_what_to_give() -> None:
+    with pytest.raises(ConfigError, match=r"give train.epochs or train.steps"):
+        load_config(None, ["train.epochs=null"])
