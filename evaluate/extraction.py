@@ -170,6 +170,7 @@ def _meta(backbone: Backbone, source: ImageSource, precision: str, *, num_unread
         },
         "settings": {
             "token": "cls",
+            "pooling": backbone.pooling,
             "image_px": preprocess.image_px,
             "resize_px": preprocess.resize_px,
             "resize": "bicubic, shorter side",

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 _CHUNK_NEIGHBOURS = 4_000_000
 _NUM_NAMED = 5
 # Settings that change a number by rounding only, or belong to the model that is compared.
-_ROUNDING_OR_MODEL = {"precision", "mean", "std", "checkpoint_key"}
+_ROUNDING_OR_MODEL = {"precision", "pooling", "mean", "std", "checkpoint_key"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

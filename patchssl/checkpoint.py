@@ -103,7 +103,7 @@ def load_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
             f"{path} has format {content.get('format')!r}; this version reads format {FORMAT}: install the version of "
             "patchssl that wrote it"
         )
-    missing = [key for key in ("step", "config", "student", "teacher") if key not in content]
+    missing = [key for key in ("config", "teacher", "student") if not isinstance(content.get(key), Mapping)]
     if missing:
         raise CheckpointError(f"{path} is incomplete: it lacks {', '.join(missing)}")
     return content

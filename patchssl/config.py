@@ -81,6 +81,9 @@ class ModelConfig(Section):
     width: Count | None = Field(None, description="null: the arch's")
     depth: Count | None = Field(None, description="null: the arch's")
     num_heads: Count | None = Field(None, description="null: the arch's")
+    pooling: Literal["cls", "mean"] = Field(
+        "cls", description="what stands for the image: a class token, or without one the mean of the patches"
+    )
     drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="stochastic depth of the student")
     crop_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         0.875, description="evaluation crops this fraction of the resized shorter side; 0.875 is 224 of 256"

@@ -75,7 +75,7 @@ def scheduled(config: Config, step: int, num_steps: int) -> StepValues:
 
 
 def pretrain(
-    config: Config,
+    networks: StudentTeacher,
     source: ImageSource,
     run: Path,
     *,
@@ -88,11 +88,11 @@ def pretrain(
 ) -> int:
     """Train a student and a teacher and write a run folder.
 
-    The weights' start and stochastic depth use PyTorch's global generator, which the caller seeds; its state is part
-    of every checkpoint.
+    Stochastic depth draws on PyTorch's global generator, which the caller seeds before building the networks; its
+    state is part of every checkpoint.
 
     Args:
-        config: the recipe.
+        networks: with fresh weights, and the configuration that they were built from.
         source: the images.
         run: the run folder; made if needed, and prepared by prepare_run.
         device: cpu, cuda or mps.
@@ -110,9 +110,9 @@ def pretrain(
         TrainingError: the loss is not finite.
         CheckpointError: a checkpoint cannot be read or written.
     """
+    config = networks.config
     fabric = Fabric(accelerator=device, devices=1, precision=_FABRIC_PRECISION[precision])
     num_steps = config.train.num_steps(len(source))
-    networks = StudentTeacher(config)
     if device == "cpu" and precision == "bf16":
         for network in (networks.student, networks.teacher):
             use_plain_attention(network.backbone)
@@ -212,18 +212,20 @@ def prepare_run(run: Path, config: Config, *, resume: bool, overwrite: bool) -> 
         CheckpointError: the folder holds a run and neither resume nor overwrite is asked for, holds none to resume, or
             is no folder of ours to overwrite.
     """
-    holds_run = (run / "config.yaml").exists() or (run / "checkpoints").exists()
+    parts = [run / "checkpoints" / "latest", *(run / "checkpoints").glob("step-*.pt"), run / "metrics.jsonl"]
+    holds_run = any(part.exists() for part in parts)
     if resume and not (run / "checkpoints" / "latest").exists():
         raise CheckpointError(f"{run} holds no checkpoint to resume from; leave --resume out to start there")
     if holds_run and not resume and not overwrite:
         raise CheckpointError(
             f"{run} already holds a run; go on with it by --resume, replace it by --overwrite, or take another --output"
         )
-    if not holds_run and run.exists() and (not run.is_dir() or any(run.iterdir())):
+    ours = holds_run or (run / "config.yaml").exists()
+    if not ours and run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise CheckpointError(f"{run} exists and is not a run folder; take another --output")
-    if overwrite and holds_run and not resume:
-        for file in [*(run / "checkpoints").glob("step-*.pt"), run / "checkpoints" / "latest", run / "metrics.jsonl"]:
-            file.unlink(missing_ok=True)
+    if overwrite:
+        for part in parts:
+            part.unlink(missing_ok=True)
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     (run / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")

@@ -116,7 +116,7 @@ def test_files_of_others_and_of_other_formats(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has format 99; this version reads format 1"):
         load_checkpoint(path)
     torch.save({"kind": "patchssl-pretrain", "format": 1, "step": 1}, path)
-    with pytest.raises(CheckpointError, match="incomplete: it lacks config, student, teacher"):
+    with pytest.raises(CheckpointError, match="incomplete: it lacks config, teacher, student"):
         load_checkpoint(path)
     with pytest.raises(CheckpointError, match="there is no checkpoint at"):
         load_checkpoint(tmp_path / "missing.pt")

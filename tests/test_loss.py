@@ -155,25 +155,23 @@ def test_authors_variant_equals_pwself() -> None:
 @pytest.mark.parametrize("positions", [1, 3])
 def test_equals_its_definition_with_gradients(num_pairs: int, positions: int) -> None:
     student, teacher, pairs, weights, center = random_case(num_pairs, num_pairs)
+    temperatures = {"student_temperature": 0.3, "teacher_temperature": 0.7}
+    center = center[:positions]
+
+    def ours(s: Projections) -> Tensor:
+        return paired_cross_entropy(s, teacher, pairs, weights, center=center, **temperatures)
+
+    def slow(s: Projections) -> Tensor:
+        return by_definition(s, teacher, pairs, weights, center, *temperatures.values())
+
     gradients = []
-    for loss_of in (
-        lambda s: paired_cross_entropy(
-            s,
-            teacher,
-            pairs,
-            weights,
-            center=center[:positions],
-            student_temperature=0.3,
-            teacher_temperature=0.7,
-        ),
-        lambda s: by_definition(s, teacher, pairs, weights, center[:positions], 0.3, 0.7),
-    ):
+    for loss_of in (ours, slow):
         rows, prototypes = student.rows.clone().requires_grad_(), student.prototypes.clone().requires_grad_()
-        loss: Tensor = loss_of(Projections(rows, prototypes))
+        loss = loss_of(Projections(rows, prototypes))
         loss.backward()
         gradients.append((loss.detach().double(), rows.grad, prototypes.grad))
-    for ours, slow in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, slow, atol=1e-5, rtol=1e-5)
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_no_pairs_cost_nothing_and_have_zero_gradients() -> None:

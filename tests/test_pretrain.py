@@ -13,6 +13,7 @@ from patchssl.config import Config, parse_config
 from patchssl.data.sources import open_unlabelled
 from patchssl.errors import CheckpointError, DataError, TrainingError
 from patchssl.pretrain import prepare_run, pretrain, scheduled
+from patchssl.student_teacher import StudentTeacher
 
 TINY: dict[str, Any] = {
     "views": {"global_size": 16, "local_size": 8, "num_local": 2, "global_scale": [0.4, 1.0]},
@@ -56,7 +57,7 @@ def run(config: Config, images: Path, output: Path, **options: Any) -> list[dict
     settings: dict[str, Any] = {"device": "cpu", "precision": "fp32", "workers": 0, **options}
     with torch.random.fork_rng():
         torch.manual_seed(config.train.seed)
-        pretrain(config, open_unlabelled(images), output, resume=resume, **settings)
+        pretrain(StudentTeacher(config), open_unlabelled(images), output, resume=resume, **settings)
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return list({line["step"]: line for line in lines}.values())
 

@@ -34,6 +34,8 @@ def tiny(**loss: Any) -> Config:
     model = dict(TINY["model"])
     if loss.pop("shared_head", False):
         model |= {"shared_head": True, "patch_prototypes": model["cls_prototypes"]}
+    if loss.pop("pooling", None) == "mean":
+        model |= {"pooling": "mean"}
     return parse_config({**TINY, "model": model, "loss": loss})
 
 
@@ -115,7 +117,7 @@ def slow_losses(both: StudentTeacher, groups: list[ViewGroup], temperature: floa
 
 @pytest.mark.parametrize(
     "settings",
-    [{"patch_weight": 0.5}, {"patch_weight": 0.0}, {"center": "position"}, {"shared_head": True}],
+    [{"patch_weight": 0.5}, {"patch_weight": 0.0}, {"center": "position"}, {"shared_head": True}, {"pooling": "mean"}],
     ids=lambda settings: next(iter(settings)),
 )
 def test_the_loss_equals_its_definition(settings: dict[str, Any]) -> None:
@@ -128,6 +130,16 @@ def test_the_loss_equals_its_definition(settings: dict[str, Any]) -> None:
     assert float(terms.cls) == pytest.approx(cls, rel=1e-5)
     assert float(terms.patch) == pytest.approx(patch, rel=1e-5)
     assert float(terms.total) == pytest.approx(cls + config.loss.patch_weight * patch, rel=1e-5)
+
+
+def test_without_a_class_token_the_mean_of_the_patches_stands_for_the_image() -> None:
+    network = networks(tiny(pooling="mean")).student.backbone
+    tokens = vit_tokens(network, torch.randn(2, 3, 16, 12, generator=torch.Generator().manual_seed(0)))
+    assert tokens.grid == (4, 3)
+    assert tokens.patches.shape == (2, 12, 24)
+    torch.testing.assert_close(tokens.cls, tokens.patches.mean(1))
+    # The final norm is on the patches: each has mean 0 and variance 1 before its scale and shift.
+    torch.testing.assert_close(tokens.patches.var(-1, unbiased=False), torch.ones(2, 12), atol=1e-3, rtol=1e-3)
 
 
 def test_flat_average_lies_between_its_parts() -> None:

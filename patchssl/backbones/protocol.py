@@ -31,6 +31,7 @@ class Backbone:
         num_params: number of parameters.
         weights_sha256: hash of all names, types, shapes and values of its state.
         preprocess: how images are prepared for it.
+        pooling: what its `cls` is: `cls` for a class token, `mean` for the mean of the patches.
         checkpoint_key: which network of a checkpoint it is, where there are several.
     """
 
@@ -44,6 +45,7 @@ class Backbone:
     num_params: int
     weights_sha256: str
     preprocess: Preprocess
+    pooling: str = "cls"
     checkpoint_key: str | None = None
 
     @classmethod
@@ -58,6 +60,7 @@ class Backbone:
         dim: int,
         patch_px: int,
         preprocess: Preprocess,
+        pooling: str = "cls",
         checkpoint_key: str | None = None,
     ) -> "Backbone":
         """Freeze a network and count and hash its weights."""
@@ -73,6 +76,7 @@ class Backbone:
             num_params=sum(parameter.numel() for parameter in frozen.parameters()),
             weights_sha256=hash_weights(frozen.state_dict()),
             preprocess=preprocess,
+            pooling=pooling,
             checkpoint_key=checkpoint_key,
         )
 

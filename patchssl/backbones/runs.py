@@ -55,6 +55,7 @@ def load_run(spec: ModelSpec, *, checkpoint_key: str, seed: int) -> Backbone:
         dim=network.embed_dim,
         patch_px=model.patch_px,
         preprocess=Preprocess(image_px=image_px, resize_px=int(image_px / model.crop_fraction)),
+        pooling=model.pooling,
         checkpoint_key=None if spec.random else checkpoint_key,
     )
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import timm
-from timm.layers import Attention
+from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -29,6 +29,9 @@ def build_vit(model: ModelConfig, image_px: int, *, drop_path: float = 0.0) -> V
         )
     overrides = {"embed_dim": model.width, "depth": model.depth, "num_heads": model.num_heads}
     settings: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
+    if model.pooling == "mean":
+        # The final norm stays on the tokens, so that patches and their mean are of one kind.
+        settings |= {"class_token": False, "global_pool": "avg", "fc_norm": False}
     try:
         network = timm.create_model(
             model.arch,
@@ -55,12 +58,14 @@ def vit_tokens(network: VisionTransformer, pixels: Tensor) -> Tokens:
         pixels: (B, 3, h, w), normalised; P divides h and w.
 
     Returns:
-        cls (B, D), patches (B, h/P * w/P, D); register tokens are dropped.
+        cls (B, D), patches (B, h/P * w/P, D); register tokens are dropped. Of a network without a class token, cls is
+        the mean of the patches.
     """
     features = network.forward_features(pixels)  # (B, prefix + N, D)
     patch = network.patch_embed.patch_size
     grid = (pixels.shape[-2] // patch[0], pixels.shape[-1] // patch[1])
-    return Tokens(features[:, 0], features[:, network.num_prefix_tokens :], grid)
+    patches = features[:, network.num_prefix_tokens :]
+    return Tokens(features[:, 0] if network.has_class_token else patches.mean(dim=1), patches, grid)
 
 
 def use_plain_attention(network: VisionTransformer) -> None:

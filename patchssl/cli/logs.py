@@ -27,6 +27,8 @@ def configure_logging(*, quiet: bool = False) -> None:
     handler.setLevel(logging.WARNING if quiet else logging.INFO)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    # It announces on stderr, past any handler of ours, what our own lines say already.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 
 @contextmanager

@@ -109,6 +109,7 @@ def run_training(
 
     from patchssl.pretrain import default_precision, prepare_run
     from patchssl.pretrain import pretrain as train
+    from patchssl.student_teacher import StudentTeacher
 
     device = resolve_device(config.train.device)
     precision = default_precision(device) if config.train.precision == "auto" else config.train.precision
@@ -116,6 +117,8 @@ def run_training(
     if workers is None:
         # On the CPU alone, training fills the cores; a single process that reads ahead is what it can spare.
         workers = 1 if device == "cpu" else usable_workers()
+    torch.manual_seed(config.train.seed)
+    networks = StudentTeacher(config)
     prepare_run(output, config, resume=resume, overwrite=overwrite)
     logger = logging.getLogger(__name__)
     with log_file(output / "log.txt"):
@@ -131,10 +134,9 @@ def run_training(
             workers,
             output,
         )
-        torch.manual_seed(config.train.seed)
         with stop_by_signal() as wish, training_progress(quiet=quiet) as on_step:
             done = train(
-                config,
+                networks,
                 images,
                 output,
                 device=device,

@@ -1,6 +1,7 @@
 """An image file → upright 8-bit RGB, or a reason why not."""
 
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +14,10 @@ from patchssl.errors import DataError
 MAX_PIXELS = 100_000_000
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jfif"})
+
+
+# Only these decoders run, whatever a file's name says; Pillow's others reach as far as starting Ghostscript.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "TIFF", "WEBP")
 
 
 class UnreadableImage(DataError):  # noqa: N818 - it says what came, as the report does
@@ -49,28 +54,34 @@ def read_image(path: str | os.PathLike[str], *, apply_exif: bool) -> Image.Image
             return _decode(file, str(path), apply_exif)
     except OSError as error:
         raise UnreadableImage(str(path), error.strerror or "cannot be opened") from None
+    except ValueError as error:  # a name that no file can have
+        raise UnreadableImage(str(path), f"cannot be opened: {error}") from None
 
 
 def _decode(file: BinaryIO, name: str, apply_exif: bool) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            # The limit below is stricter than Pillow's warning, and a reason in the report says more.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
+            # A file is used or left out with a reason; warnings about its metadata or size would add nothing.
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=_FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
-                    raise UnreadableImage(name, _too_large(image.width, image.height))
+                    raise UnreadableImage(name, _too_large(image.width * image.height))
                 image.load()
                 upright = ImageOps.exif_transpose(image) if apply_exif else image
                 return to_rgb(upright)
     except UnreadableImage:
         raise
-    except Image.DecompressionBombError:
-        raise UnreadableImage(name, f"has over {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; {_limit()}") from None
+    except Image.DecompressionBombError as error:
+        # Pillow refuses before the size can be asked for and tells the number in its message only.
+        found = re.search(r"\d+", str(error))
+        raise UnreadableImage(name, _too_large(int(found[0])) if found else str(error)) from None
     except UnidentifiedImageError:
-        raise UnreadableImage(name, "is not an image of a known format") from None
+        empty = os.fstat(file.fileno()).st_size == 0
+        reason = "is empty (0 bytes)" if empty else f"is not an image of a known format ({', '.join(_FORMATS)})"
+        raise UnreadableImage(name, reason) from None
     # Pillow's decoders raise many kinds of errors on damaged files, struct.error and IndexError among them.
     except Exception as error:
-        raise UnreadableImage(name, f"{error or type(error).__name__}".strip()) from None
+        raise UnreadableImage(name, f"cannot be decoded: {str(error) or type(error).__name__}") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -79,7 +90,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: floating-point pixels, or integers beyond 16 bits, whose range is unknown.
     """
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy()
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
@@ -93,9 +104,5 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _too_large(width: int, height: int) -> str:
-    return f"has {width} x {height} = {width * height:,} pixels; {_limit()}"
-
-
-def _limit() -> str:
-    return f"at most {MAX_PIXELS:,} are read, shrink it"
+def _too_large(num_pixels: int) -> str:
+    return f"has {num_pixels:,} pixels; at most {MAX_PIXELS:,} are read, shrink it"

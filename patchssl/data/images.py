@@ -78,7 +78,7 @@ class FileSource:
             path = self.root / relative
             size = path.stat().st_size if path.is_file() else -1
             label = "" if self.labels is None else self.classes[self.labels[index]]
-            digest.update(f"{Path(relative).as_posix()}\0{size}\0{label}\n".encode())
+            digest.update(f"{Path(relative).as_posix()}\0{size}\0{label}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
 

@@ -1,7 +1,7 @@
 """Batches that depend on the seed and the step alone."""
 
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from patchssl.data.decode import UnreadableImage
 from patchssl.data.images import ImageSource
-from patchssl.errors import DataError
+from patchssl.errors import DataError, PatchsslError
 from patchssl.structs import SampleKeys
 
 Made = TypeVar("Made")
@@ -89,19 +89,40 @@ def iterate(
         first_step: where to begin.
         workers: processes; 0 makes them in this one.
         pin_memory: for copies to a GPU that overlap computing.
+
+    Raises:
+        DataError: no image of the source can be read.
     """
-    return iter(
-        DataLoader(
-            batches,
-            batch_size=None,
-            sampler=range(first_step, len(batches)),
-            num_workers=workers,
-            pin_memory=pin_memory,
-            prefetch_factor=4 if workers else None,
-            # Its own generator keeps the loader from drawing on the global one, on which stochastic depth depends.
-            generator=torch.Generator(),
-        )
+    loader = DataLoader(
+        _Reported(batches),
+        batch_size=None,
+        sampler=range(first_step, len(batches)),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if workers else None,
+        # Its own generator keeps the loader from drawing on the global one, on which stochastic depth depends.
+        generator=torch.Generator(),
     )
+    for batch in loader:
+        if isinstance(batch, PatchsslError):
+            raise batch
+        yield batch
+
+
+class _Reported(Dataset[Any]):
+    """Hands errors on as values: raised in a worker, they would reach the user with the worker's traceback inside."""
+
+    def __init__(self, batches: TrainingBatches[Any]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, step: int) -> Any:
+        try:
+            return self.batches[step]
+        except PatchsslError as error:
+            return error
 
 
 class BadImages:

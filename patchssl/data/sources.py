@@ -1,6 +1,8 @@
 """DATA as named on the command line → lists of images."""
 
+import logging
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ from patchssl.data.decode import IMAGE_SUFFIXES
 from patchssl.data.images import FileSource, ImageSource
 from patchssl.data.tables import labelled_table, unlabelled_table
 from patchssl.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 TEST_FOLDERS = ("val", "test")
 
@@ -86,10 +90,17 @@ def _existing(path: str | os.PathLike[str]) -> Path:
 
 
 def _walk(root: Path) -> list[str]:
-    """Relative paths of all image files, sorted, hidden ones left out, links followed."""
+    """Relative paths of all image files, sorted, hidden ones left out, links followed unless they lead back up."""
     found: list[str] = []
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+    above: dict[str, frozenset[str]] = {str(root): frozenset()}  # the real paths of the folders above a folder
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_not_listed):
+        real = os.path.realpath(folder)
+        path = above.pop(folder)
+        if real in path:
+            subfolders.clear()
+            continue
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        above |= {os.path.join(folder, name): path | {real} for name in subfolders}  # noqa: PTH118 - as os.walk does
         relative = os.path.relpath(folder, root)
         prefix = "" if relative == "." else relative + os.sep
         found.extend(
@@ -100,16 +111,21 @@ def _walk(root: Path) -> list[str]:
     return sorted(found)
 
 
+def _not_listed(error: OSError) -> None:
+    logger.warning("folder left out: %s: %s", error.filename, error.strerror)
+
+
 def _contents(folder: Path) -> str:
     """What a folder without images does hold."""
-    counts: dict[str, int] = {}
-    for file in folder.rglob("*"):
-        if file.is_file():
-            counts[file.suffix or "no suffix"] = counts.get(file.suffix or "no suffix", 0) + 1
-    if not counts:
+    files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
+    if not files:
         return " (it is empty)"
-    most = sorted(counts.items(), key=lambda item: -item[1])[:5]
-    return " (it holds " + ", ".join(f"{count} {suffix}" for suffix, count in most) + ")"
+    hidden = [any(part.startswith(".") for part in file.parts) for file in files]
+    counts = Counter(
+        "hidden" if is_hidden else file.suffix or "without a suffix"
+        for file, is_hidden in zip(files, hidden, strict=True)
+    )
+    return " (it holds " + ", ".join(f"{count} {kind}" for kind, count in counts.most_common(5)) + ")"
 
 
 def _suffixes() -> str:

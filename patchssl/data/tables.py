@@ -1,7 +1,7 @@
 """CSV files that list images, and perhaps their labels and splits."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,29 +22,50 @@ def unlabelled_table(path: Path, *, apply_exif: bool) -> FileSource:
     return _source(path, read_table(path, required=("path",)), labelled=False, apply_exif=apply_exif)
 
 
-def read_table(path: Path, *, required: Sequence[str]) -> list[dict[str, str]]:
+def read_table(
+    path: Path, *, required: Sequence[str], allowed: Mapping[str, Sequence[str]] | None = None
+) -> list[dict[str, str]]:
     """Read a CSV file with a header.
 
+    Args:
+        path: the file, UTF-8 with or without a byte order mark.
+        required: columns that must be there and filled in every row.
+        allowed: the values that a required column may have.
+
     Raises:
-        DataError: a required column is missing, or empty in some row, or there are no rows.
+        DataError: a required column is missing, or empty in some row, a value is not allowed, there are no rows, or
+            it is no CSV in UTF-8.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        missing = [name for name in required if name not in columns]
-        if missing:
-            raise DataError(
-                f"{path} has the columns {', '.join(columns) or '(none)'}; needed: {', '.join(required)} "
-                f"(missing: {', '.join(missing)})"
-            )
-        rows = list(reader)
-    for number, row in enumerate(rows, start=2):
-        empty = [name for name in required if not row[name]]
-        if empty:
-            raise DataError(f"{path} line {number}: {', '.join(empty)} is empty")
+    rows = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            missing = [name for name in required if name not in columns]
+            if missing:
+                raise DataError(
+                    f"{path} has the columns {', '.join(columns) or '(none)'}; needed, separated by commas: "
+                    f"{', '.join(required)} (missing: {', '.join(missing)})"
+                )
+            for row in reader:
+                _check_row(f"{path} line {reader.line_num}", row, required, allowed or {})
+                rows.append(row)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is not a CSV file in UTF-8: {error}") from None
     if not rows:
         raise DataError(f"{path} has a header but no rows")
     return rows
+
+
+def _check_row(
+    place: str, row: Mapping[str, str | None], required: Sequence[str], allowed: Mapping[str, Sequence[str]]
+) -> None:
+    empty = [name for name in required if not (row[name] or "").strip()]
+    if empty:
+        raise DataError(f"{place}: {', '.join(empty)} is empty")
+    for name, values in allowed.items():
+        if row[name] not in values:
+            raise DataError(f"{place}: {name} is {row[name]!r}; allowed: {', '.join(values)}")
 
 
 def _source(
@@ -63,11 +84,7 @@ def labelled_table(path: Path, *, apply_exif: bool) -> dict[str, ImageSource]:
     Raises:
         DataError: a column is missing or empty somewhere, a split is unknown, or one has no rows.
     """
-    rows = read_table(path, required=("path", "label", "split"))
-    known = TRAIN_SPLITS + TEST_SPLITS
-    for number, row in enumerate(rows, start=2):
-        if row["split"] not in known:
-            raise DataError(f"{path} line {number}: split is {row['split']!r}; allowed: {', '.join(known)}")
+    rows = read_table(path, required=("path", "label", "split"), allowed={"split": TRAIN_SPLITS + TEST_SPLITS})
     classes = tuple(sorted({row["label"] for row in rows}))
     parts: dict[str, ImageSource] = {}
     for part, splits in (("train", TRAIN_SPLITS), ("test", TEST_SPLITS)):

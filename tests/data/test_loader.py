@@ -1,0 +1,194 @@
+"""Training batches: everything follows from seed and step, and bad images are left out, counted and told."""
+
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from patchssl.config import ViewsConfig
+from patchssl.data.decode import UnreadableImage
+from patchssl.data.images import ArraySource
+from patchssl.data.loader import BadImages, TrainingBatches, iterate
+from patchssl.data.sources import open_unlabelled
+from patchssl.errors import DataError
+from patchssl.structs import SampleKeys, ViewGroup
+from patchssl.views import MultiCrop
+
+Batch = tuple[list[ViewGroup], SampleKeys, list[UnreadableImage]]
+VIEWS = ViewsConfig(global_size=16, local_size=8, num_local=2)
+
+
+def numbered(num: int) -> ArraySource:
+    """Images of 4 x 6 px whose pixels all hold the image's number."""
+    pixels = np.broadcast_to(np.arange(num, dtype=np.uint8)[:, None, None, None], (num, 4, 6, 3))
+    return ArraySource(pixels, tuple(map(str, range(num))), None, (), "numbered", "memory")
+
+
+def shown(images: list[Image.Image], keys: SampleKeys) -> list[int]:
+    """Instead of views: the numbers that the images hold."""
+    assert len(images) == len(keys)
+    return [int(np.asarray(image)[0, 0, 0]) for image in images]
+
+
+def multicrop(num: int, *, seed: int = 3, num_steps: int = 6) -> TrainingBatches[list[ViewGroup]]:
+    pixels = np.random.default_rng(0).integers(0, 256, (num, 12, 20, 3), dtype=np.uint8)
+    source = ArraySource(pixels, tuple(map(str, range(num))), None, (), "noise", "memory")
+    return TrainingBatches(source, MultiCrop(VIEWS, seed), batch_size=4, num_steps=num_steps, seed=seed)
+
+
+def same(one: Batch, other: Batch) -> bool:
+    """Bit by bit."""
+    return (
+        torch.equal(one[1].epoch, other[1].epoch)
+        and torch.equal(one[1].index, other[1].index)
+        and len(one[0]) == len(other[0]) == 2
+        and all(
+            torch.equal(ours.pixels, theirs.pixels)
+            and torch.equal(ours.boxes.corners, theirs.boxes.corners)
+            and torch.equal(ours.boxes.flipped, theirs.boxes.flipped)
+            for ours, theirs in zip(one[0], other[0], strict=True)
+        )
+    )
+
+
+@pytest.mark.parametrize(("num_images", "batch_size"), [(10, 4), (7, 7), (3, 8), (1, 5), (9, 1)])
+def test_every_image_comes_once_per_epoch(num_images: int, batch_size: int) -> None:
+    """Batches span epochs, and may be larger than the source."""
+    batches = TrainingBatches(
+        numbered(num_images), shown, batch_size=batch_size, num_steps=3 * num_images, seed=0
+    )  # as many samples as fill 3 * batch_size epochs
+    assert len(batches) == 3 * num_images
+    seen: list[tuple[int, int]] = []
+    for step in range(len(batches)):
+        images, keys, bad = batches[step]
+        assert images == keys.index.tolist()
+        assert keys.epoch.tolist() == [
+            number // num_images for number in range(step * batch_size, (step + 1) * batch_size)
+        ]
+        assert bad == []
+        seen += zip(keys.epoch.tolist(), keys.index.tolist(), strict=True)
+    expected = {(epoch, index) for epoch in range(3 * batch_size) for index in range(num_images)}
+    assert Counter(seen) == Counter(expected)
+
+
+def order(seed: int, batch_size: int) -> list[int]:
+    batches = TrainingBatches(numbered(40), shown, batch_size=batch_size, num_steps=80 // batch_size, seed=seed)
+    return [index for step in range(len(batches)) for index in batches[step][1].index.tolist()]
+
+
+def test_the_order_follows_from_seed_and_epoch_alone() -> None:
+    one = order(0, 10)
+    assert one == order(0, 10) == order(0, 1) == order(0, 16)
+    assert one[:40] != one[40:]  # the second epoch
+    assert one != order(1, 10)
+    assert one[:40] != sorted(one[:40])
+
+
+def test_a_step_gives_the_same_batch_however_it_is_reached() -> None:
+    straight = multicrop(10)
+    forward = [straight[step] for step in range(6)]
+    backward = multicrop(10)
+    for step in reversed(range(6)):
+        assert same(backward[step], forward[step])
+    assert not same(forward[0], multicrop(10, seed=4)[0])
+
+
+def test_workers_and_the_first_step_change_nothing() -> None:
+    """Nor does the loader draw from the global generator, on which stochastic depth depends."""
+    torch.rand(3)
+    before = torch.get_rng_state()
+    expected = list(iterate(multicrop(10), first_step=0, workers=0, pin_memory=False))
+    assert len(expected) == 6
+    assert torch.equal(torch.get_rng_state(), before)
+    for workers, first_step in ((0, 2), (2, 0), (2, 4), (0, 6)):
+        got = list(iterate(multicrop(10), first_step=first_step, workers=workers, pin_memory=False))
+        assert len(got) == 6 - first_step
+        assert all(same(ours, theirs) for ours, theirs in zip(got, expected[first_step:], strict=True))
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Path:
+    """100 JPEGs, of which the three numbers 7, 8 and 50 are cut off."""
+    rng = np.random.default_rng(0)
+    for number in range(100):
+        path = tmp_path / f"{number:03}.jpg"
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+        if number in (7, 8, 50):
+            path.write_bytes(path.read_bytes()[:-300])
+    return tmp_path
+
+
+def sizes_and_keys(images: list[Image.Image], keys: SampleKeys) -> list[bytes]:
+    return [image.tobytes() for image in images]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_truncated_images_give_way_to_the_next_readable_one(workers: int, damaged: Path) -> None:
+    source = open_unlabelled(damaged)
+    batches = TrainingBatches(source, sizes_and_keys, batch_size=10, num_steps=10, seed=0)
+    bad_images = BadImages(len(source), 0.05)
+    images: dict[int, bytes] = {}
+    told = []
+    for made, keys, bad in iterate(batches, first_step=0, workers=workers, pin_memory=False):
+        images.update(zip(keys.index.tolist(), made, strict=True))
+        told += bad_images.add(bad)
+    assert len(images) == 100
+    for number, instead in ((7, 9), (8, 9), (50, 51)):
+        assert images[number] == images[instead] == source.read(instead).tobytes()
+    assert {Path(path).name for path in bad_images.reasons} == {"007.jpg", "008.jpg", "050.jpg"}
+    assert all("truncated" in reason.lower() for reason in bad_images.reasons.values())
+    assert sorted(error.path for error in told) == sorted(bad_images.reasons)  # 8 is met twice and told once
+
+
+def test_the_last_image_gives_way_to_the_first(tmp_path: Path) -> None:
+    Image.new("RGB", (2, 2), "red").save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"")
+    batch, keys, bad = TrainingBatches(open_unlabelled(tmp_path), shown, batch_size=2, num_steps=1, seed=0)[0]
+    assert batch == [255, 255]
+    assert sorted(keys.index.tolist()) == [0, 1]
+    assert [error.reason for error in bad] == ["is empty (0 bytes)"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_source_without_a_readable_image(workers: int, tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        (tmp_path / name).write_text("no image")
+    batches = TrainingBatches(open_unlabelled(tmp_path), shown, batch_size=2, num_steps=1, seed=0)
+    with pytest.raises(
+        DataError, match=r"^none of the 3 images of .* can be read; the first: .*\.jpg: is not"
+    ) as caught:
+        list(iterate(batches, first_step=0, workers=workers, pin_memory=False))
+    assert "\n" not in str(caught.value)  # a worker's traceback does not come along
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_too_many_bad_images() -> None:
+    """5 of 100 are allowed, a sixth is not; one that is met again does not count again."""
+    bad_images = BadImages(100, 0.05)
+    errors = [UnreadableImage(f"{number}.jpg", "is empty (0 bytes)") for number in range(6)]
+    assert bad_images.add(errors[:5]) == errors[:5]
+    assert bad_images.add(errors[:5]) == []
+    assert bad_images.reasons == {f"{number}.jpg": "is empty (0 bytes)" for number in range(5)}
+    with pytest.raises(
+        DataError,
+        match=r"6 of 100 images are unreadable, more than the allowed 5\.0% \(--max-bad-fraction\); for instance "
+        r"0\.jpg: is empty \(0 bytes\); 1\.jpg: .*; 2\.jpg: [^;]*$",
+    ):
+        bad_images.add(errors[5:])
+
+
+def test_no_bad_image_is_allowed_where_the_fraction_is_0() -> None:
+    bad_images = BadImages(3, 0.0)
+    assert bad_images.add([]) == []
+    with pytest.raises(DataError, match=r"1 of 3 images"):
+        bad_images.add([UnreadableImage("a.jpg", "is empty (0 bytes)")])
+
+
+def test_batches_travel_to_processes_that_are_started_anew() -> None:
+    """As on systems without fork."""
+    assert same(pickle.loads(pickle.dumps(multicrop(10)))[1], multicrop(10)[1])
