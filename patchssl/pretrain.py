@@ -1,5 +1,6 @@
 """The training loop: step, log, save."""
 
+import csv
 import json
 import logging
 import math
@@ -293,6 +294,6 @@ def _not_finite(loss: float, step: int, run: Path) -> str:
 
 def _report_bad(run: Path, bad_images: BadImages) -> None:
     if bad_images.reasons:
-        text = "".join(f"{path}\t{reason}\n" for path, reason in sorted(bad_images.reasons.items()))
-        (run / "unreadable.tsv").write_text(text, encoding="utf-8")
+        with (run / "unreadable.tsv").open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            csv.writer(file, delimiter="\t", lineterminator="\n").writerows(sorted(bad_images.reasons.items()))
         logger.warning("%d unreadable images, listed in %s", len(bad_images.reasons), run / "unreadable.tsv")

@@ -79,7 +79,7 @@ def crop(image: Image.Image, box: list[float], side: int, *, flip: bool) -> np.n
         (side, side, 3) uint8.
     """
     top, left, height, width = box
-    # Sums of fractions may pass the border by a rounding error, which Pillow refuses.
-    edges = (left, top, min(left + width, image.width), min(top + height, image.height))
+    # Pillow takes edges in single precision, in which a sum that passes the border by a rounding error does not.
+    edges = (left, top, left + width, top + height)
     view = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=edges))
     return view[:, ::-1] if flip else view

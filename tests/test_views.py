@@ -32,7 +32,8 @@ def cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
     """Keys' kernel with a = -1/2, "Cubic convolution interpolation for digital image processing", 1981."""
     near = 1.5 * distance**3 - 2.5 * distance**2 + 1
     far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
-    return np.select([distance < 1, distance < 2], [near, far])
+    weights: NDArray[np.float64] = np.select([distance < 1, distance < 2], [near, far])
+    return weights
 
 
 def resampling(size: int, start: float, length: float, side: int) -> NDArray[np.float64]:
@@ -40,7 +41,8 @@ def resampling(size: int, start: float, length: float, side: int) -> NDArray[np.
     pixel = length / side
     centre = start + (np.arange(side)[:, None] + 0.5) * pixel
     weights = cubic(np.abs(np.arange(size) + 0.5 - centre) / max(1.0, pixel))
-    return weights / weights.sum(1, keepdims=True)
+    shares: NDArray[np.float64] = weights / weights.sum(1, keepdims=True)
+    return shares
 
 
 @pytest.mark.parametrize(
@@ -85,11 +87,14 @@ def test_flipping_mirrors_and_twice_is_nothing() -> None:
     assert np.abs(mirrored - view).max() <= 1
 
 
-def test_a_box_may_pass_the_border_by_a_rounding_error() -> None:
-    image = noise(3, 3)
-    left = 0.3 + 5e-16
-    assert left + 2.7 > 3
-    assert crop(image, [0.0, left, 3.0, 2.7], 4, flip=False).shape == (4, 4, 3)
+@pytest.mark.parametrize("width", [3, 4097, 60_000])
+def test_a_box_may_pass_the_border_by_a_rounding_error(width: int) -> None:
+    length = 0.9 * width
+    left = np.nextafter(width - length, width)
+    while left + length <= width:
+        left = np.nextafter(left, width)
+    view = crop(noise(2, width), [0.0, float(left), 2.0, length], 4, flip=False)
+    assert np.array_equal(view, crop(noise(2, width), [0.0, width - length, 2.0, length], 4, flip=False))
 
 
 @pytest.mark.parametrize(("height", "width"), [(250, 250), (150, 400), (400, 130)])
@@ -180,6 +185,14 @@ def test_seed_epoch_index_and_view_each_change_the_view() -> None:
     ]
     assert len(views) == 4 * 5
     assert len({tuple(corners) for corners in views}) == len(views)
+
+
+def test_local_views_are_not_the_global_ones_again() -> None:
+    """Drawn by one law in one image, no two of them are alike."""
+    config = ViewsConfig(global_size=16, local_size=16, num_local=4, global_scale=(0.2, 0.9), local_scale=(0.2, 0.9))
+    groups = MultiCrop(config, 0)([noise(40, 40)], keys(0))
+    corners = torch.cat([group.boxes.corners for group in groups], dim=1)
+    assert len(torch.unique(corners[0], dim=0)) == 6
 
 
 def test_the_first_views_do_not_depend_on_how_many_follow() -> None:
