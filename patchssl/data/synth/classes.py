@@ -14,7 +14,7 @@ from patchssl.data.synth.textures import CLASS_PATTERNS
 
 _FULL_AREA = 4.0
 _PER_VAL_IMAGE = 5
-_LARGEST_TURN = math.radians(20)
+_LARGEST_TURN = math.radians(12)
 
 CLASSES: tuple[tuple[str, str], ...] = tuple((shape, pattern) for shape in CLASS_SHAPES for pattern in CLASS_PATTERNS)
 MIN_IMAGES = 2 * len(CLASSES)
@@ -57,7 +57,7 @@ def draw_class_image(image: ClassImage, size_px: int, seed: int) -> Pixels:
     """Draw one class image.
 
     Everything but shape and pattern is drawn independently of the class: colours, background, position, rotation (up
-    to 20 degrees, and the pattern as much again within the object), size (30 to 42 % of the image), light, noise, and
+    to 12 degrees, and the pattern as much again within the object), size (45 to 55 % of the image), light, noise, and
     now and then a small plain shape in a corner.
 
     Returns:
@@ -69,9 +69,9 @@ def draw_class_image(image: ClassImage, size_px: int, seed: int) -> Pixels:
     if rng.random() < 0.25:
         picture = draw_plain(picture, choose(rng, tuple(SHAPES)), _corner(rng), colour(rng))
     pose = Pose(
-        x=rng.uniform(-0.15, 0.15),
-        y=rng.uniform(-0.15, 0.15),
-        area=_FULL_AREA * rng.uniform(0.3, 0.42),
+        x=rng.uniform(-0.08, 0.08),
+        y=rng.uniform(-0.08, 0.08),
+        area=_FULL_AREA * rng.uniform(0.45, 0.55),
         angle=rng.uniform(-_LARGEST_TURN, _LARGEST_TURN),
     )
     thing = Thing(
