@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from patchssl.environment import environment
 from patchssl.errors import ConfigError, DataError
 from patchssl.evaluate.features import Features, dataset_of, meta_part, model_of
 from patchssl.evaluate.index import CosineIndex
 from patchssl.evaluate.metrics import KnnHits, bootstrap_interval, knn_hits
-from patchssl.evaluate.results import Metric, Row, comparability, environment, now
+from patchssl.evaluate.results import Metric, Row, comparability, now
 
 logger = logging.getLogger(__name__)
 

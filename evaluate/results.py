@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import os
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
@@ -118,38 +117,6 @@ def canonical_hash(value: Any) -> str:
 def now() -> str:
     """The time in UTC to the second, ISO 8601."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def environment(device: str) -> dict[str, Any]:
-    """Versions and hardware of this process.
-
-    Args:
-        device: where features were computed, for instance `cpu` or `cuda:0`.
-    """
-    import faiss
-    import torch
-
-    from patchssl import __version__
-
-    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
-    return {
-        "patchssl": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "faiss": faiss.__version__,
-        "device": device,
-        "host": {"cpu": _cpu_name(), "gpu": gpu, "system": platform.system()},
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def append_row(directory: Path, row: Row) -> Path:

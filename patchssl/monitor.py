@@ -1,17 +1,10 @@
-"""What a run writes down about itself: metrics, settings, surroundings."""
+"""What a run writes down about itself while it goes on."""
 
 import json
-import os
-import platform
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-
-import patchssl
 from patchssl.errors import CheckpointError
 
 
@@ -42,21 +35,6 @@ class MetricsFile:
         self._file.close()
 
 
-def environment() -> dict[str, Any]:
-    """Versions and hardware that a run was made with."""
-    return {
-        "patchssl": patchssl.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "num_cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "command": sys.argv,
-    }
-
-
 class StepClock:
     """Seconds spent computing and waiting for data since the last reading."""
 
@@ -82,13 +60,3 @@ class StepClock:
         self._start = time.perf_counter()
         self._waited, self._images = 0.0, 0
         return result
-
-
-def _cpu_name() -> str:
-    """The processor's name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -1,10 +1,8 @@
 """The training loop: step, log, save."""
 
-import csv
-import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,15 @@ from lightning_fabric import Fabric
 from patchssl.augmentation import prepare_views, view_settings
 from patchssl.backbones.vit import use_plain_attention
 from patchssl.checkpoint import load_checkpoint, save_checkpoint
-from patchssl.config import Config, dump_config
+from patchssl.config import Config
 from patchssl.data.images import ImageSource
 from patchssl.data.loader import BadImages, TrainingBatches, iterate
 from patchssl.errors import CheckpointError, TrainingError
-from patchssl.monitor import MetricsFile, StepClock, environment
+from patchssl.monitor import MetricsFile, StepClock
+from patchssl.run_folder import list_unreadable
 from patchssl.schedules import cosine, linear
-from patchssl.student_teacher import StudentTeacher, clip_gradients, weight_decay_groups
+from patchssl.structs import SampleKeys, ViewGroup
+from patchssl.student_teacher import LossTerms, StudentTeacher, clip_gradients, weight_decay_groups
 from patchssl.views import MultiCrop
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,83 @@ def scheduled(config: Config, step: int, num_steps: int) -> StepValues:
     )
 
 
+class Trainer:
+    """Networks and optimizer on their device, and the training step."""
+
+    def __init__(self, networks: StudentTeacher, *, device: str, precision: str) -> None:
+        """Move the networks to the device and set up AdamW.
+
+        Args:
+            networks: with the configuration that they were built from.
+            device: cpu, cuda or mps.
+            precision: fp32 or bf16.
+        """
+        self.networks, self.config = networks, networks.config
+        self.fabric = Fabric(accelerator=device, devices=1, precision=_FABRIC_PRECISION[precision])
+        if device == "cpu" and precision == "bf16":
+            for network in (networks.student, networks.teacher):
+                use_plain_attention(network.backbone)
+        decayed, free = weight_decay_groups(networks.student)
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, fused=device != "mps")
+        networks.to(self.fabric.device)
+        self._student, self._fabric_optimizer = self.fabric.setup(networks.student, self.optimizer)
+        self._student.train()
+        self._settings = view_settings(self.config.photometric, self.config.model.patch_px)
+
+    def losses(self, decoded: Sequence[ViewGroup], keys: SampleKeys, temperature: float) -> LossTerms:
+        """Augment the views of a batch and compute their loss."""
+        seed = self.config.train.seed
+        views = prepare_views(decoded, keys, self._settings, seed=seed, device=self.fabric.device)
+        with self.fabric.autocast():
+            return self.networks.losses(views, self._student, teacher_temperature=temperature)
+
+    def update(self, terms: LossTerms, values: StepValues) -> None:
+        """Move student, centres and teacher by one step."""
+        train, networks = self.config.train, self.networks
+        decayed, free = self.optimizer.param_groups
+        decayed.update(lr=values.learning_rate, weight_decay=values.weight_decay)
+        free.update(lr=values.learning_rate)
+        self.fabric.backward(terms.total)
+        if values.prototypes_frozen:
+            for parameter in networks.student.prototype_parameters():
+                parameter.grad = None
+        if train.clip_gradient is not None:
+            clip_gradients(networks.student, train.clip_gradient, mode=train.clip_mode)
+        self._fabric_optimizer.step()
+        self._fabric_optimizer.zero_grad(set_to_none=True)
+        networks.update_centers(terms)
+        networks.ema_step(values.momentum)
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on, besides the data."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "student": self.networks.student.state_dict(),
+            "teacher": self.networks.teacher.state_dict(),
+            "centers": self.networks.centers,
+            "optimizer": self.optimizer.state_dict(),
+            "generator": {"cpu": torch.get_rng_state(), "cuda": cuda},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` returned.
+
+        Raises:
+            RuntimeError, ValueError, KeyError: it is of other networks.
+        """
+        self.networks.student.load_state_dict(state["student"])
+        self.networks.teacher.load_state_dict(state["teacher"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.networks.centers = {
+            name: state["centers"][name].to(center.device) for name, center in self.networks.centers.items()
+        }
+        torch.set_rng_state(state["generator"]["cpu"])
+        if torch.cuda.is_available() and state["generator"]["cuda"]:
+            torch.cuda.set_rng_state_all(state["generator"]["cuda"])
+
+
 def pretrain(
     networks: StudentTeacher,
     source: ImageSource,
@@ -87,7 +164,7 @@ def pretrain(
     stop_requested: Callable[[], bool] = lambda: False,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> int:
-    """Train a student and a teacher and write a run folder.
+    """Train a student and a teacher and write metrics and checkpoints into a run folder.
 
     Stochastic depth draws on PyTorch's global generator, which the caller seeds before building the networks; its
     state is part of every checkpoint.
@@ -95,7 +172,7 @@ def pretrain(
     Args:
         networks: with fresh weights, and the configuration that they were built from.
         source: the images.
-        run: the run folder; made if needed, and prepared by prepare_run.
+        run: the run folder, prepared by prepare_run.
         device: cpu, cuda or mps.
         precision: fp32 or bf16.
         workers: loader processes.
@@ -112,124 +189,41 @@ def pretrain(
         CheckpointError: a checkpoint cannot be read or written.
     """
     config = networks.config
-    fabric = Fabric(accelerator=device, devices=1, precision=_FABRIC_PRECISION[precision])
-    num_steps = config.train.num_steps(len(source))
-    if device == "cpu" and precision == "bf16":
-        for network in (networks.student, networks.teacher):
-            use_plain_attention(network.backbone)
-    decayed, free = weight_decay_groups(networks.student)
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, fused=device != "mps")
-    networks.to(fabric.device)
-    student, fabric_optimizer = fabric.setup(networks.student, optimizer)
-    first_step = _restore(run, len(source), networks, optimizer) if resume else 0
-
-    batches = TrainingBatches(
-        source,
-        MultiCrop(config.views, config.train.seed),
-        batch_size=config.train.batch_size,
-        num_steps=num_steps,
-        seed=config.train.seed,
-    )
-    settings = view_settings(config.photometric, config.model.patch_px)
+    train = config.train
+    num_steps = train.num_steps(len(source))
+    trainer = Trainer(networks, device=device, precision=precision)
+    step = _resume(run, len(source), trainer) if resume else 0
+    crop = MultiCrop(config.views, train.seed)
+    batches = TrainingBatches(source, crop, batch_size=train.batch_size, num_steps=num_steps, seed=train.seed)
     bad_images = BadImages(len(source), config.data.max_bad_fraction)
-    metrics = MetricsFile(run / "metrics.jsonl")
-    clock = StepClock()
-    step = first_step
-    student.train()
-
-    def save() -> None:
-        path = save_checkpoint(
-            run / "checkpoints",
-            _content(config, len(source), networks, optimizer),
-            step=step,
-            keep_last=config.train.keep_last,
-        )
-        logger.info("saved %s", path)
-
+    metrics, clock = MetricsFile(run / "metrics.jsonl"), StepClock()
     try:
-        for decoded, keys, bad in iterate(
-            batches, first_step=first_step, workers=workers, pin_memory=fabric.device.type == "cuda"
-        ):
+        for decoded, keys, bad in iterate(batches, first_step=step, workers=workers, pin_memory=device == "cuda"):
             clock.waited()
             for image in bad_images.add(bad):
                 logger.warning("unreadable image left out: %s", image)
             values = scheduled(config, step, num_steps)
-            optimizer.param_groups[0].update(lr=values.learning_rate, weight_decay=values.weight_decay)
-            optimizer.param_groups[1].update(lr=values.learning_rate)
-
-            views = prepare_views(decoded, keys, settings, seed=config.train.seed, device=fabric.device)
-            with fabric.autocast():
-                terms = networks.losses(views, student, teacher_temperature=values.teacher_temperature)
+            terms = trainer.losses(decoded, keys, values.teacher_temperature)
             loss = terms.total.item()
             if not math.isfinite(loss):
                 raise TrainingError(_not_finite(loss, step, run))
-            fabric.backward(terms.total)
-            if values.prototypes_frozen:
-                for parameter in networks.student.prototype_parameters():
-                    parameter.grad = None
-            if config.train.clip_gradient is not None:
-                clip_gradients(networks.student, config.train.clip_gradient, mode=config.train.clip_mode)
-            fabric_optimizer.step()
-            fabric_optimizer.zero_grad(set_to_none=True)
-            networks.update_centers(terms)
-            networks.ema_step(values.momentum)
+            trainer.update(terms, values)
             clock.stepped(len(keys))
-
             if step % config.log.every_steps == 0 or step == num_steps - 1:
-                line = {
-                    "step": step,
-                    "epoch": step * config.train.batch_size / len(source),
-                    "images": (step + 1) * config.train.batch_size,
-                    "loss": loss,
-                    "loss_cls": float(terms.cls),
-                    "loss_patch": float(terms.patch),
-                    "patch_pairs": terms.num_patch_pairs,
-                    "lr": values.learning_rate,
-                    "weight_decay": values.weight_decay,
-                    "momentum": values.momentum,
-                    "teacher_temperature": values.teacher_temperature,
-                }
-                entropies = terms.teacher_entropy(values.teacher_temperature)
-                line |= {f"teacher_entropy_{kind}": value for kind, value in entropies.items()}
-                metrics.write(line | clock.read())
+                metrics.write(_line(step, len(source), train.batch_size, values, terms) | clock.read())
             step += 1
-            on_step(Progress(step, num_steps, step * config.train.batch_size, loss))
+            on_step(Progress(step, num_steps, step * train.batch_size, loss))
             stopping = stop_requested()
-            if step % config.train.checkpoint_every_steps == 0 or step == num_steps or stopping:
-                save()
+            if step % train.checkpoint_every_steps == 0 or step == num_steps or stopping:
+                content = {"num_images": len(source), **trainer.state()}
+                path = save_checkpoint(run / "checkpoints", content, step=step, keep_last=train.keep_last)
+                logger.info("saved %s", path)
             if stopping:
                 break
     finally:
         metrics.close()
-        _report_bad(run, bad_images)
+        list_unreadable(run, bad_images.reasons)
     return step
-
-
-def prepare_run(run: Path, config: Config, *, resume: bool, overwrite: bool) -> None:
-    """Make a run folder, or check that an existing one may be written to.
-
-    Raises:
-        CheckpointError: the folder holds a run and neither resume nor overwrite is asked for, holds none to resume, or
-            is no folder of ours to overwrite.
-    """
-    parts = [run / "checkpoints" / "latest", *(run / "checkpoints").glob("step-*.pt"), run / "metrics.jsonl"]
-    holds_run = any(part.exists() for part in parts)
-    if resume and not (run / "checkpoints" / "latest").exists():
-        raise CheckpointError(f"{run} holds no checkpoint to resume from; leave --resume out to start there")
-    if holds_run and not resume and not overwrite:
-        raise CheckpointError(
-            f"{run} already holds a run; go on with it by --resume, replace it by --overwrite, or take another --output"
-        )
-    ours = holds_run or (run / "config.yaml").exists()
-    if not ours and run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise CheckpointError(f"{run} exists and is not a run folder; take another --output")
-    if overwrite:
-        for part in parts:
-            part.unlink(missing_ok=True)
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    (run / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
 
 
 def default_precision(device: str) -> str:
@@ -241,25 +235,27 @@ def default_precision(device: str) -> str:
     return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
 
 
-def _content(
-    config: Config, num_images: int, networks: StudentTeacher, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
+def _line(step: int, num_images: int, batch_size: int, values: StepValues, terms: LossTerms) -> dict[str, float]:
+    """What `metrics.jsonl` says of a step."""
+    entropies = terms.teacher_entropy(values.teacher_temperature)
     return {
-        "config": config.model_dump(mode="json"),
-        "num_images": num_images,
-        "student": networks.student.state_dict(),
-        "teacher": networks.teacher.state_dict(),
-        "centers": networks.centers,
-        "optimizer": optimizer.state_dict(),
-        "generator": {
-            "cpu": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        },
+        "step": step,
+        "epoch": step * batch_size / num_images,
+        "images": (step + 1) * batch_size,
+        "loss": terms.total.item(),
+        "loss_cls": terms.cls.item(),
+        "loss_patch": terms.patch.item(),
+        "patch_pairs": terms.num_patch_pairs,
+        "lr": values.learning_rate,
+        "weight_decay": values.weight_decay,
+        "momentum": values.momentum,
+        "teacher_temperature": values.teacher_temperature,
+        **{f"teacher_entropy_{kind}": value for kind, value in entropies.items()},
     }
 
 
-def _restore(run: Path, num_images: int, networks: StudentTeacher, optimizer: torch.optim.Optimizer) -> int:
-    """Load the newest checkpoint into networks and optimizer; returns the step to go on with."""
+def _resume(run: Path, num_images: int, trainer: Trainer) -> int:
+    """Load the newest checkpoint of a run; returns the step to go on with."""
     path = run / "checkpoints" / "latest"
     content = load_checkpoint(path)
     if content["num_images"] != num_images:
@@ -268,17 +264,11 @@ def _restore(run: Path, num_images: int, networks: StudentTeacher, optimizer: to
             "differ: resume with the data that it began with"
         )
     try:
-        networks.student.load_state_dict(content["student"])
-        networks.teacher.load_state_dict(content["teacher"])
-        optimizer.load_state_dict(content["optimizer"])
+        trainer.restore(content)
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} does not fit the configuration: {str(error).splitlines()[0]}; resume with that of the run"
         ) from None
-    networks.centers = {name: center.to(networks.centers[name].device) for name, center in content["centers"].items()}
-    torch.set_rng_state(content["generator"]["cpu"])
-    if torch.cuda.is_available() and content["generator"]["cuda"]:
-        torch.cuda.set_rng_state_all(content["generator"]["cuda"])
     logger.info("resumed from %s at step %d", path, content["step"])
     return int(content["step"])
 
@@ -290,10 +280,3 @@ def _not_finite(loss: float, step: int, run: Path) -> str:
         f"the loss is {loss} at step {step}; {kept}. Lower train.learning_rate, raise train.warmup_fraction, "
         "or use --precision fp32"
     )
-
-
-def _report_bad(run: Path, bad_images: BadImages) -> None:
-    if bad_images.reasons:
-        with (run / "unreadable.tsv").open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            csv.writer(file, delimiter="\t", lineterminator="\n").writerows(sorted(bad_images.reasons.items()))
-        logger.warning("%d unreadable images, listed in %s", len(bad_images.reasons), run / "unreadable.tsv")

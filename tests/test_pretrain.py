@@ -9,10 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from patchssl.config import Config, parse_config
+from patchssl.config import Config
 from patchssl.data.sources import open_unlabelled
 from patchssl.errors import CheckpointError, DataError, TrainingError
-from patchssl.pretrain import prepare_run, pretrain, scheduled
+from patchssl.pretrain import pretrain, scheduled
+from patchssl.recipes import parse_config
+from patchssl.run_folder import prepare_run
 from patchssl.student_teacher import StudentTeacher
 
 TINY: dict[str, Any] = {
@@ -53,7 +55,7 @@ def images(tmp_path: Path) -> Path:
 def run(config: Config, images: Path, output: Path, **options: Any) -> list[dict[str, float]]:
     """Train as the command line does; returns what is in metrics.jsonl, the last line of a step counting."""
     resume = options.pop("resume", False)
-    prepare_run(output, config, resume=resume, overwrite=options.pop("overwrite", False))
+    prepare_run(output, config, device="cpu", resume=resume, overwrite=options.pop("overwrite", False))
     settings: dict[str, Any] = {"device": "cpu", "precision": "fp32", "workers": 0, **options}
     with torch.random.fork_rng():
         torch.manual_seed(config.train.seed)

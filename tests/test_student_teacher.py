@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from patchssl.backbones.vit import use_plain_attention, vit_tokens
-from patchssl.config import Config, parse_config
+from patchssl.config import Config
+from patchssl.recipes import parse_config
 from patchssl.structs import Boxes, ViewGroup
 from patchssl.student_teacher import Network, StudentTeacher, clip_gradients, weight_decay_groups
 

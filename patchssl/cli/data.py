@@ -39,8 +39,6 @@ def synth(out: Path, num_images: int, image_size: int, seed: int, quiet: bool) -
     Example:
       patchssl data synth drawn --num-images 500
       patchssl eval knn drawn/folder --model timm:vit_tiny_patch16_224@random
-      patchssl eval copydetect drawn/copydays --model timm:vit_tiny_patch16_224@random
-      patchssl eval retrieval drawn/revisited --model timm:vit_tiny_patch16_224@random
     """  # noqa: D301 - the backslash is Click's mark for text that keeps its lines
     from patchssl.data.synth import write_dataset
 

@@ -22,6 +22,7 @@ from patchssl.cli.options import (
 
 logger = logging.getLogger(__name__)
 
+RECIPE = "demo"
 NUM_IMAGES = 2000
 IMAGE_SIZE_PX = 64
 
@@ -59,12 +60,12 @@ def demo(
     configure_logging(quiet=quiet)
     from patchssl.cli.output import print_rows
     from patchssl.cli.pretrain import run_training
-    from patchssl.config import load_config
     from patchssl.data.sources import open_unlabelled
     from patchssl.data.synth import write_dataset
     from patchssl.errors import DataError
     from patchssl.evaluate.knn import score
     from patchssl.evaluate.results import append_row
+    from patchssl.recipes import load_config
 
     start = time.perf_counter()
     device = resolve_device(device)
@@ -79,8 +80,8 @@ def demo(
     logger.info("1/3  patchssl data synth %s", images)
     write_dataset(images, num_images=NUM_IMAGES, image_size_px=IMAGE_SIZE_PX, seed=seed)
 
-    logger.info("2/3  patchssl pretrain %s --output %s --config demo", images / "folder" / "train", run)
-    config = load_config("demo", [f"train.seed={seed}", f"train.device={device}"])
+    logger.info("2/3  patchssl pretrain %s --output %s --config %s", images / "folder" / "train", run, RECIPE)
+    config = load_config(RECIPE, [f"train.seed={seed}", f"train.device={device}"])
     source = open_unlabelled(images / "folder" / "train")
     run_training(config, source, run, resume=False, overwrite=False, quiet=quiet)
 

@@ -87,7 +87,7 @@ def pretrain(
         "data.max_bad_fraction": max_bad_fraction,
     }
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
-    from patchssl.config import load_config
+    from patchssl.recipes import load_config
 
     if resume and source is None and (output / "config.yaml").is_file():
         source = str(output / "config.yaml")
@@ -107,8 +107,9 @@ def run_training(
 
     import torch
 
-    from patchssl.pretrain import default_precision, prepare_run
+    from patchssl.pretrain import default_precision
     from patchssl.pretrain import pretrain as train
+    from patchssl.run_folder import prepare_run
     from patchssl.student_teacher import StudentTeacher
 
     device = resolve_device(config.train.device)
@@ -119,7 +120,7 @@ def run_training(
         workers = 1 if device == "cpu" else usable_workers()
     torch.manual_seed(config.train.seed)
     networks = StudentTeacher(config)
-    prepare_run(output, config, resume=resume, overwrite=overwrite)
+    prepare_run(output, config, device=device, resume=resume, overwrite=overwrite)
     logger = logging.getLogger(__name__)
     with log_file(output / "log.txt"):
         num_steps = config.train.num_steps(len(images))

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from patchssl.config import Config, dump_config, load_config, parse_config, recipe_names
+from patchssl.config import Config
 from patchssl.errors import ConfigError
+from patchssl.recipes import dump_config, load_config, parse_config, recipe_names
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "pretrain"
 

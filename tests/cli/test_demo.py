@@ -1,0 +1,51 @@
+"""`patchssl demo` from end to end, with fewer images and steps than it has for users."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from patchssl.cli import demo as module
+from patchssl.cli.main import main
+
+TINY = """
+base: demo
+model: {width: 16, depth: 1, num_heads: 2, head_hidden: 16, head_bottleneck: 8}
+train: {steps: 3, batch_size: 8}
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(TINY)
+    monkeypatch.setattr(module, "RECIPE", str(recipe))
+    monkeypatch.setattr(module, "NUM_IMAGES", 72)
+    monkeypatch.setattr(module, "usable_workers", lambda: 0)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("small")
+def test_it_trains_and_shows_both_networks_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--quiet", "--format", "json"]) == 0
+    untrained, trained = json.loads(capsys.readouterr().out)
+    assert [row["model"]["spec"] for row in (untrained, trained)] == ["demo/run@random", "demo/run"]
+    assert untrained["comparability"] == trained["comparability"]
+    assert untrained["model"]["weights_sha256"] != trained["model"]["weights_sha256"]
+    assert untrained["model"]["num_params"] == trained["model"]["num_params"]
+    lines = (tmp_path / "results" / "rows" / "knn.jsonl").read_text().splitlines()
+    assert [json.loads(line)["model"]["spec"] for line in lines] == ["demo/run@random", "demo/run"]
+    assert (tmp_path / "demo" / "images" / "copydays" / "original").is_dir()
+
+
+@pytest.mark.usefixtures("small")
+def test_it_does_not_write_over_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "mine.txt").write_text("keep me")
+    assert main(["demo", "--no-record", "--quiet"]) == 1
+    assert "demo holds something already; replace an earlier demo by --overwrite" in capsys.readouterr().err
+    assert main(["demo", "--no-record", "--quiet", "--overwrite"]) == 0
+    assert (tmp_path / "demo" / "mine.txt").read_text() == "keep me"
+    table = capsys.readouterr().out
+    assert table.count("demo/run@random") == table.count("demo/run") - table.count("demo/run@random")
+    assert not (tmp_path / "results").exists()

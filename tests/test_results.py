@@ -1,0 +1,44 @@
+"""The committed rows: readable, and what the README shows of them."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from patchssl.cli.output import print_rows
+from patchssl.evaluate.results import Row, read_rows
+
+
+@pytest.fixture(scope="module")
+def rows(repository: Path) -> list[Row]:
+    found, broken = read_rows(repository / "results" / "rows")
+    assert broken == []
+    assert found
+    return list(found)
+
+
+def test_the_readme_shows_the_rows_as_they_are(
+    repository: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = [row for row in rows if row.task == "knn" and row.dataset["name"] == "cifar10"]
+    print_rows(shown, "markdown")
+    rendered = capsys.readouterr().out.strip()
+    readme = (repository / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- results:cifar10 -->\n(.*?)\n<!-- end -->", readme, flags=re.DOTALL)
+    assert found is not None
+    assert found[1].strip() == rendered
+
+
+def test_training_beats_the_untrained_network_by_more_than_chance(rows: list[Row]) -> None:
+    by_model = {row.model["spec"]: row for row in rows if row.dataset["name"] == "cifar10"}
+    trained = by_model["runs/cifar10-cpu"]
+    untrained = by_model["runs/cifar10-cpu@random"]
+    assert trained.comparability == untrained.comparability
+    name = trained.headline
+    assert trained.metrics[name].ci95_low > untrained.metrics[name].ci95_high
+
+
+def test_rows_name_no_place_of_a_machine(rows: list[Row]) -> None:
+    for row in rows:
+        assert not Path(row.dataset["path_name"]).is_absolute()
+        assert not Path(row.model["spec"]).is_absolute()
