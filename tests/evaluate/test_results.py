@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from patchssl.errors import DataError
-from patchssl.evaluate.results import Metric, Row, append_row, canonical_hash, comparability, environment, read_rows
+from patchssl.evaluate.results import Metric, Row, append_row, canonical_hash, comparability, read_rows
 
 KEYS = [
     "schema",
@@ -144,11 +144,3 @@ def test_canonical_hash_by_hand() -> None:
     # printf '{"a":[1,2],"b":null}' | sha256sum
     expected = "f25109c4111335e4a32d49373585e7a788ff5b10e70023f7004b170e7f84716a"
     assert canonical_hash({"b": None, "a": [1, 2]}) == expected
-
-
-def test_environment_names_versions_and_hardware() -> None:
-    found = environment("cpu")
-    assert list(found) == ["patchssl", "python", "torch", "faiss", "device", "host", "threads"]
-    assert found["device"] == "cpu"
-    assert found["host"]["cpu"]
-    assert found == environment("cpu")
