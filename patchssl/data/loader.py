@@ -1,5 +1,6 @@
 """Batches that depend on the seed and the step alone."""
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -102,11 +103,21 @@ def iterate(
         prefetch_factor=4 if workers else None,
         # Its own generator keeps the loader from drawing on the global one, on which stochastic depth depends.
         generator=torch.Generator(),
+        worker_init_fn=_leave_signals_to_the_main_process,
     )
     for batch in loader:
         if isinstance(batch, PatchsslError):
             raise batch
         yield batch
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Keep a worker alive when Ctrl-C, or SIGTERM from a scheduler, reaches the whole group of processes.
+
+    The main process then ends its step, saves, and lets the workers end through their queue.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Reported(Dataset[Any]):

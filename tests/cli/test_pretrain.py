@@ -72,7 +72,7 @@ def start(images: Path, run: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "patchssl", "pretrain", str(images), "--output", str(run), *TINY]
     command += ["--set", "train.steps=1000000", "--set", "train.checkpoint_every_steps=5", *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     until = time.monotonic() + 120
     while not (run / "checkpoints" / "latest").exists():
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
@@ -81,11 +81,15 @@ def start(images: Path, run: Path, *more: str) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_stops(images: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_a_signal_saves_and_stops(
+    images: Path, tmp_path: Path, number: signal.Signals, code: int, workers: int
+) -> None:
     run = tmp_path / "run"
-    process = start(images, run)
-    process.send_signal(number)
+    process = start(images, run, "--workers", str(workers))
+    # As a terminal and schedulers do, to all processes, those of the loader too.
+    os.killpg(process.pid, number)
     _, told = process.communicate(timeout=60)
     assert process.returncode == code, told
     assert "saving after this step, then stopping" in told
