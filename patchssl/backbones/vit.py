@@ -44,7 +44,9 @@ def build_vit(model: ModelConfig, image_px: int, *, drop_path: float = 0.0) -> V
             **settings,
         )
     except (TypeError, AssertionError, ValueError) as error:
-        raise ConfigError(f"model.arch {model.arch!r} cannot be built with {settings}: {error}") from None
+        raise ConfigError(
+            f"model.arch {model.arch!r} cannot be built with {settings}; pretraining takes ViTs (vit_*): {error}"
+        ) from None
     if not isinstance(network, VisionTransformer):
         raise ConfigError(f"model.arch {model.arch!r} is a {type(network).__name__}; pretraining takes ViTs (vit_*)")
     return network
