@@ -38,26 +38,33 @@ def nearest(student: Boxes, student_grid: Grid, teacher: Boxes, teacher_grid: Gr
     ours, theirs = (
         boxes.corners.movedim(-1, 0).expand(4, *shape).reshape(2, 2, 1, -1) for boxes in (student, teacher)
     )  # (start and length, y and x, 1, P)
-    our_grid, their_grid = ours.new_tensor((student_grid, teacher_grid))[..., None, None]  # (2, 1, 1)
+    our_grid, their_grid = _per_axis(student_grid, ours), _per_axis(teacher_grid, ours)
 
     # Both axes go through at once, as many parts of them as the longer has.
     parts = torch.arange(0.5, max(student_grid), dtype=ours.dtype, device=ours.device)[:, None]  # (parts, 1)
-    centre = parts * (ours[1] / our_grid) + ours[0]  # (2, parts, P)
+    our_start, our_length = ours
     start, length = theirs
-    outside = (centre < start) | (centre >= start + length)
-    # Rounding can lift a centre just below the box's far edge to the edge itself, hence the minimum.
-    cell = (centre - start).div_(length / their_grid).minimum(their_grid - 1).int()
-    cell[1].sub_((teacher_grid[1] - 1) * their_flip).abs_()
-    cell[0].mul_(teacher_grid[1])
+    centre = (parts * (our_length / our_grid)).add_(our_start)  # (2, parts, P)
+    outside = (centre < start).logical_or_(centre >= start + length)
+    # Rounding can lift a centre just below the box's far edge to the edge itself, hence the largest.
+    cell = centre.sub_(start).mul_(their_grid / length).clamp_(max=their_grid - 1).int()
+    row, col = cell
+    col.sub_((teacher_grid[1] - 1) * their_flip).abs_()
+    row.mul_(teacher_grid[1])
     # So far below 0 that the sum of row and column stays negative unless both are inside.
     cell.masked_fill_(outside, -num_cells)
-    row, col = cell[0, : student_grid[0]], cell[1, : student_grid[1]]
+    if student_grid[0] != student_grid[1]:
+        row, col = row[: student_grid[0]], col[: student_grid[1]]
     col = torch.where(our_flip, col.flip(0), col)
 
-    number = (row[:, None] + col).flatten(0, 1).T.contiguous().add_(1).clamp_(min=0)  # (P, H * W), 0 for no partner
-    mask = number.bool()
+    number = row.T.long()[:, :, None] + col.T.long()[:, None]  # (P, H, W), below 0 for no partner
     shape = (*shape, student_grid[0] * student_grid[1])
-    return PatchMatch(number.sub_(1).clamp_(min=0).long().reshape(shape), mask.reshape(shape))
+    return PatchMatch(number.clamp(min=0).reshape(shape), (number >= 0).reshape(shape))
+
+
+def _per_axis(grid: Grid, like: Tensor) -> Tensor | int:
+    """The patches along y and x, to be broadcast with (2, parts, P); a plain number where they are equal."""
+    return grid[0] if grid[0] == grid[1] else like.new_tensor(grid)[:, None, None]
 
 
 def authors(student: Boxes, student_grid: Grid, teacher: Boxes, teacher_grid: Grid) -> PatchMatch:

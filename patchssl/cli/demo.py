@@ -54,7 +54,7 @@ def demo(
 ) -> None:
     """Pretrain on drawn images and evaluate by k-NN, beside the same network untrained.
 
-    Nothing is downloaded. On two CPU cores it takes about three minutes. The images come in the ordinary layouts, so
+    Nothing is downloaded. On two CPU cores it takes about four minutes. The images come in the ordinary layouts, so
     that every step is one of the commands that are used on real data; each is shown before it runs.
     """
     configure_logging(quiet=quiet)
