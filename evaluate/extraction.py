@@ -1,7 +1,7 @@
 """A backbone and a source of images → features."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ from patchssl.data.decode import UnreadableImage
 from patchssl.data.images import ImageSource
 from patchssl.errors import ConfigError, DataError
 from patchssl.evaluate.features import Features
+from patchssl.pooling import Part, concatenate, num_blocks_of, parse_tokens, pool
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +30,11 @@ class Extraction:
     """Features and what happened on the way.
 
     Attributes:
-        features: of the readable images, in the source's order.
+        features: of the readable images, in the source's order, for each choice of tokens.
         unreadable: path and reason of each image that was left out.
     """
 
-    features: Features
+    features: Mapping[str, Features]
     unreadable: tuple[tuple[str, str], ...]
 
 
@@ -55,17 +56,19 @@ def extract(
     backbone: Backbone,
     source: ImageSource,
     *,
+    tokens: Sequence[str] = ("cls",),
     batch_size: int,
     num_workers: int = 0,
     precision: str = "auto",
     max_bad_fraction: float = 0.05,
     progress: Callable[[int], None] | None = None,
 ) -> Extraction:
-    """Compute the class token of every image.
+    """Compute descriptors of every image, all of them from one pass.
 
     Args:
         backbone: on the device to compute on; its preprocessing is applied in the loader's processes.
         source: M images.
+        tokens: what to take, each as `patchssl.pooling.parse_tokens` reads it.
         batch_size: images per forward pass; it changes features by rounding only.
         num_workers: processes that decode; 0 decodes in this one.
         precision: `auto`, `fp32`, `bf16` or `fp16` of the forward pass; features are float32.
@@ -76,6 +79,7 @@ def extract(
         DataError: too many images are unreadable, or none is readable.
     """
     resolved = resolve_precision(precision, backbone.device)
+    parts = {name: parse_tokens(name) for name in tokens}
     loader = DataLoader(
         _Crops(source, backbone.preprocess),
         batch_size=batch_size,
@@ -83,7 +87,7 @@ def extract(
         collate_fn=_collate,
         pin_memory=backbone.device.type == "cuda",
     )
-    features = np.empty((len(source), backbone.dim), np.float32)
+    features: dict[str, list[NDArray[np.float32]]] = {name: [] for name in parts}
     kept: list[int] = []
     bad: list[tuple[str, str]] = []
     num_done = 0
@@ -94,7 +98,8 @@ def extract(
         if len(bad) > max_bad_fraction * len(source):
             raise DataError(_too_many_bad(bad, num_done, source, max_bad_fraction))
         if batch.indices:
-            features[len(kept) : len(kept) + len(batch.indices)] = _forward(backbone, batch.pixels, resolved)
+            for name, values in _forward(backbone, batch.pixels, parts, resolved).items():
+                features[name].append(values)
             kept += batch.indices
         if progress is not None:
             progress(len(batch.indices) + len(batch.bad))
@@ -105,7 +110,11 @@ def extract(
     labels = None if source.labels is None else source.labels[kept]
     ids = np.array([str(source.ids[index]) for index in kept], dtype=np.str_)
     meta = _meta(backbone, source, resolved, num_unreadable=len(bad))
-    return Extraction(Features(features[: len(kept)], labels, ids, meta), tuple(bad))
+    found = {
+        name: Features(np.concatenate(values), labels, ids, {**meta, "settings": {"token": name, **meta["settings"]}})
+        for name, values in features.items()
+    }
+    return Extraction(found, tuple(bad))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +149,19 @@ def _collate(samples: Sequence[tuple[int, Tensor | UnreadableImage]]) -> _Batch:
 
 
 @torch.inference_mode()
-def _forward(backbone: Backbone, pixels: Tensor, precision: str) -> NDArray[np.float32]:
-    """(B, D) class tokens of (B, 3, side, side) uint8 pixels."""
+def _forward(
+    backbone: Backbone, pixels: Tensor, choices: Mapping[str, Sequence[Part]], precision: str
+) -> dict[str, NDArray[np.float32]]:
+    """(B, D) descriptors of (B, 3, side, side) uint8 pixels, for each choice of tokens."""
     device, dtype = backbone.device, _DTYPES[precision]
+    num_blocks = max(num_blocks_of(parts) for parts in choices.values())
     cast: AbstractContextManager[Any] = nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
     with cast:
-        tokens = backbone.forward(backbone.preprocess.normalise(pixels.to(device, non_blocking=True)))
-    features: NDArray[np.float32] = tokens.cls.float().cpu().numpy()
-    return features
+        blocks = backbone.last_blocks(backbone.preprocess.normalise(pixels.to(device, non_blocking=True)), num_blocks)
+    return {
+        name: concatenate([pool(blocks, part).float() for part in parts]).cpu().numpy()
+        for name, parts in choices.items()
+    }
 
 
 def _too_many_bad(bad: list[tuple[str, str]], num_done: int, source: ImageSource, limit: float) -> str:
@@ -169,7 +183,6 @@ def _meta(backbone: Backbone, source: ImageSource, precision: str, *, num_unread
             "num_unreadable": num_unreadable,
         },
         "settings": {
-            "token": "cls",
             "pooling": backbone.pooling,
             "image_px": preprocess.image_px,
             "resize_px": preprocess.resize_px,

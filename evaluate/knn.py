@@ -8,19 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from patchssl.environment import environment
 from patchssl.errors import ConfigError, DataError
-from patchssl.evaluate.features import Features, dataset_of, meta_part, model_of
+from patchssl.evaluate.features import Features
 from patchssl.evaluate.index import CosineIndex
-from patchssl.evaluate.metrics import KnnHits, bootstrap_interval, knn_hits
-from patchssl.evaluate.results import Metric, Row, comparability, now
+from patchssl.evaluate.metrics import KnnHits, knn_hits
+from patchssl.evaluate.results import Scored
+from patchssl.evaluate.scoring import make_row
 
 logger = logging.getLogger(__name__)
 
 _CHUNK_NEIGHBOURS = 4_000_000
 _NUM_NAMED = 5
-# Settings that change a number by rounding only, or belong to the model that is compared.
-_ROUNDING_OR_MODEL = {"precision", "pooling", "mean", "std", "checkpoint_key"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,7 +178,7 @@ def score(
     features_s: float = 0.0,
     device: str = "cpu",
     seed: int = 0,
-) -> Row:
+) -> Scored:
     """Evaluate features by a named protocol.
 
     Args:
@@ -204,48 +202,18 @@ def score(
     start = time.perf_counter()
     _check("training", train)
     result = evaluate(train, test, ks=choose_ks(ks, defaults.ks, len(train)), temperature=temperature)
-    seconds = {"features": round(features_s, 3), "evaluate": round(time.perf_counter() - start, 3)}
-    return _row(result, defaults, temperature, train, test, seconds, device, seed)
-
-
-def _row(
-    result: KnnResult,
-    protocol: KnnProtocol,
-    temperature: float,
-    train: Features,
-    test: Features,
-    seconds: Mapping[str, float],
-    device: str,
-    seed: int,
-) -> Row:
-    metrics = {}
-    for k, hits in result.hits.items():
-        for name, values in (("top1", hits.top1), ("top5", hits.top5)):
-            low, high = bootstrap_interval(values, seed=seed)
-            metrics[f"{name}@k{k}"] = Metric(value=float(values.mean()), ci95_low=low, ci95_high=high, num=len(values))
-    headline_k = protocol.headline_k if protocol.headline_k in result.hits else next(iter(result.hits))
-    headline = f"top1@k{headline_k}"
-    dataset = dataset_of(train, test)
-    features = meta_part(test, "settings")
-    vote = {"similarity": "cosine", "weight": "exp(similarity / temperature)", "temperature": temperature}
-    # The headline names the k; further ks beside it change nothing about its meaning.
-    meaning = {name: value for name, value in features.items() if name not in _ROUNDING_OR_MODEL}
-    return Row(
+    headline_k = defaults.headline_k if defaults.headline_k in result.hits else next(iter(result.hits))
+    return make_row(
         task="knn",
-        protocol=protocol.name,
-        dataset=dataset,
-        model=model_of(train, test),
-        settings={**features, **vote, "k": list(result.hits), "index": "Flat", "num_unknown_class": result.num_unknown},
-        metrics=metrics,
-        headline=headline,
-        seconds=dict(seconds),
-        environment=environment(device),
+        protocol=protocol,
+        train=train,
+        test=test,
+        values={f"{name}@k{k}": getattr(hits, name) for k, hits in result.hits.items() for name in ("top1", "top5")},
+        headline=f"top1@k{headline_k}",
+        meaning={"similarity": "cosine", "weight": "exp(similarity / temperature)", "temperature": temperature},
+        # The headline names the k; further ks beside it change nothing about its meaning.
+        settings={"k": list(result.hits), "index": "Flat", "num_unknown_class": result.num_unknown},
+        seconds={"features": features_s, "evaluate": time.perf_counter() - start},
+        device=device,
         seed=seed,
-        created=now(),
-        comparability=comparability(
-            task="knn",
-            protocol=protocol.name,
-            fingerprint=dataset["fingerprint"],
-            settings={**meaning, **vote, "headline": headline, "splits": dataset["splits"]},
-        ),
     )

@@ -5,11 +5,17 @@ import json
 import logging
 import math
 import os
+import tempfile
+import zipfile
+import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from patchssl.errors import DataError
 
@@ -52,6 +58,7 @@ class Row:
         seed: of the bootstrap and of fresh weights.
         created: UTC, ISO 8601.
         comparability: rows may stand in one column only if this is equal.
+        details: what else was found and is not compared: how a choice was made, the value of each draw, chance.
         schema: version of this layout.
     """
 
@@ -67,12 +74,39 @@ class Row:
     seed: int
     created: str
     comparability: str
+    details: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def to_json(self, *, indent: int | None = None) -> str:
         """The row as JSON, keys in the order of the layout; one line unless indented."""
         record = {"schema": self.schema, **asdict(self)}
         return json.dumps(record, indent=indent, allow_nan=False)
+
+    @property
+    def id(self) -> str:
+        """A name of 12 hexadecimal digits that follows from everything in the row."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Outcomes:
+    """What came of each test image, kept so that two models can be compared image by image.
+
+    Attributes:
+        ids: (Q,) str, or None where the images have no names.
+        values: (Q,) for each metric of a row; NaN where an image does not count.
+    """
+
+    ids: NDArray[np.str_] | None
+    values: Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Scored:
+    """A result row and the outcomes that it summarises."""
+
+    row: Row
+    outcomes: Outcomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +184,56 @@ def append_row(directory: Path, row: Row) -> Path:
     return path
 
 
+def record(directory: Path, scored: Scored) -> Path:
+    """Append a row to DIR/TASK.jsonl, after its outcomes went to DIR/outcomes/ID.npz.
+
+    Returns:
+        The file of rows.
+
+    Raises:
+        DataError: one of them cannot be written; then there is no row.
+    """
+    _write_outcomes(directory / "outcomes" / f"{scored.row.id}.npz", scored.outcomes)
+    return append_row(directory, scored.row)
+
+
+def _write_outcomes(path: Path, outcomes: Outcomes) -> None:
+    arrays: dict[str, NDArray[Any]] = {f"values/{name}": values for name, values in outcomes.values.items()}
+    if outcomes.ids is not None:
+        arrays["ids"] = outcomes.ids
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+        temporary = None
+    except OSError as error:
+        raise DataError(f"outcomes cannot be written to {path}: {error.strerror}; choose another folder") from None
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def read_outcomes(directory: Path, row: Row) -> Outcomes | None:
+    """The outcomes of a row; None where none were kept.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = directory / "outcomes" / f"{row.id}.npz"
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            values = {name.removeprefix("values/"): file[name] for name in file.files if name.startswith("values/")}
+            return Outcomes(file["ids"] if "ids" in file.files else None, values)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} is damaged: {error}; evaluate again") from None
+
+
 def _ends_with_newline(path: Path) -> bool:
     if not path.is_file() or path.stat().st_size == 0:
         return True
@@ -201,7 +285,8 @@ def parse_row(line: bytes) -> Row:
     if not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
         raise DataError(f"has schema {schema!r}; this version reads 1 to {SCHEMA}")
     names = [field.name for field in fields(Row)]
-    missing = [name for name in names if name not in record]
+    needed = [field.name for field in fields(Row) if field.default is MISSING and field.default_factory is MISSING]
+    missing = [name for name in needed if name not in record]
     if missing:
         raise DataError(f"lacks {', '.join(missing)}")
     for name in ("dataset", "model", "settings", "metrics", "seconds", "environment"):
@@ -210,7 +295,7 @@ def parse_row(line: bytes) -> Row:
     if record["headline"] not in record["metrics"]:
         raise DataError(f"has the headline {record['headline']!r}, which is not among its metrics")
     metrics = {name: _parse_metric(name, entry) for name, entry in record["metrics"].items()}
-    return Row(**{name: record[name] for name in names if name != "metrics"}, metrics=metrics)
+    return Row(**{name: record[name] for name in names if name in record and name != "metrics"}, metrics=metrics)
 
 
 def _parse_metric(name: str, entry: Any) -> Metric:

@@ -1,10 +1,10 @@
 """The interface of every backbone: pixels to tokens, and what a result row says about the network."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,33 @@ from patchssl.backbones.preprocess import Preprocess
 from patchssl.errors import ConfigError
 from patchssl.structs import Tokens
 
-__all__ = ["Backbone", "Preprocess", "fresh_weights", "hash_weights"]
+__all__ = ["Backbone", "Preprocess", "Reader", "fresh_weights", "hash_weights"]
+
+
+class Reader(Protocol):
+    """How the networks of a family are run. It holds no weights, so that one serves every network of the family."""
+
+    def num_blocks(self, network: Any) -> int:
+        """How many blocks of equal width the network ends with; 1 for a network of stages."""
+        ...
+
+    def last_blocks(self, network: Any, pixels: Tensor, num: int) -> tuple[Tokens, ...]:
+        """The tokens after each of the last num blocks, each through the final norm, the last block last.
+
+        Args:
+            network: of this family.
+            pixels: (B, 3, h, w) float, normalised.
+            num: 1 to num_blocks.
+        """
+        ...
+
+    def attention(self, network: Any, pixels: Tensor) -> Tensor:
+        """(B, heads, T, T) attention of the last block after its softmax; T counts prefix tokens, then patches.
+
+        Raises:
+            ConfigError: the network has no such thing.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +48,7 @@ class Backbone:
 
     Attributes:
         network: the module, in evaluation mode, without gradients.
-        to_tokens: runs the network on normalised pixels.
+        reader: runs the network on normalised pixels.
         spec: the SPEC that named it.
         family: `patchssl` or `timm`.
         arch: the architecture's name.
@@ -36,7 +62,7 @@ class Backbone:
     """
 
     network: nn.Module
-    to_tokens: Callable[[Any, Tensor], Tokens]
+    reader: Reader
     spec: str
     family: str
     arch: str
@@ -52,7 +78,7 @@ class Backbone:
     def of(
         cls,
         network: nn.Module,
-        to_tokens: Callable[[Any, Tensor], Tokens],
+        reader: Reader,
         *,
         spec: str,
         family: str,
@@ -67,7 +93,7 @@ class Backbone:
         frozen = network.eval().requires_grad_(False)
         return cls(
             network=frozen,
-            to_tokens=to_tokens,
+            reader=reader,
             spec=spec,
             family=family,
             arch=arch,
@@ -91,7 +117,37 @@ class Backbone:
         Args:
             pixels: (B, 3, h, w) float, normalised, on the network's device.
         """
-        return self.to_tokens(self.network, pixels)
+        return self.last_blocks(pixels, 1)[0]
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks `last_blocks` can give; 1 for a network of stages."""
+        return self.reader.num_blocks(self.network)
+
+    def last_blocks(self, pixels: Tensor, num: int) -> tuple[Tokens, ...]:
+        """The tokens after each of the last num blocks, each through the final norm, the last block last.
+
+        Args:
+            pixels: (B, 3, h, w) float, normalised, on the network's device.
+            num: 1 to num_blocks.
+
+        Raises:
+            ConfigError: there are not so many blocks.
+        """
+        if not 1 <= num <= self.num_blocks:
+            raise ConfigError(f"{num} last blocks of {self.arch} are asked for; allowed: 1 to {self.num_blocks}")
+        return self.reader.last_blocks(self.network, pixels, num)
+
+    def attention(self, pixels: Tensor) -> Tensor:
+        """(B, heads, T, T) attention of the last block after its softmax; T counts prefix tokens, then patches.
+
+        Args:
+            pixels: (B, 3, h, w) float, normalised, on the network's device.
+
+        Raises:
+            ConfigError: the network has no such thing.
+        """
+        return self.reader.attention(self.network, pixels)
 
     def facts(self) -> dict[str, Any]:
         """The `model` part of a result row."""

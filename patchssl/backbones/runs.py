@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from patchssl.backbones.preprocess import Preprocess
 from patchssl.backbones.protocol import Backbone, fresh_weights
 from patchssl.backbones.spec import ModelSpec
-from patchssl.backbones.vit import build_vit, vit_tokens
+from patchssl.backbones.vit import ViTReader, build_vit
 from patchssl.checkpoint import load_checkpoint
 from patchssl.config import ModelConfig
 from patchssl.errors import CheckpointError
@@ -48,7 +48,7 @@ def load_run(spec: ModelSpec, *, checkpoint_key: str, seed: int) -> Backbone:
         fill(network, content[checkpoint_key], path)
     return Backbone.of(
         network,
-        vit_tokens,
+        ViTReader(),
         spec=spec.text,
         family="patchssl",
         arch=model.arch,

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from patchssl.backbones.preprocess import Preprocess
 from patchssl.backbones.protocol import Backbone, fresh_weights
 from patchssl.backbones.spec import ModelSpec
-from patchssl.backbones.vit import vit_tokens
+from patchssl.backbones.vit import ViTReader
 from patchssl.errors import ConfigError
 
 _DINO = Preprocess(image_px=224, resize_px=256)
@@ -41,7 +41,7 @@ def load_untrained(spec: ModelSpec, *, seed: int) -> Backbone:
         raise ConfigError(f"{spec.text!r} is a {type(network).__name__}: {_NEEDED}")
     backbone = Backbone.of(
         network,
-        vit_tokens,
+        ViTReader(),
         spec=spec.text,
         family="timm",
         arch=spec.name,

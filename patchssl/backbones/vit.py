@@ -70,6 +70,51 @@ def vit_tokens(network: VisionTransformer, pixels: Tensor) -> Tokens:
     return Tokens(features[:, 0] if network.has_class_token else patches.mean(dim=1), patches, grid)
 
 
+class ViTReader:
+    """Runs Vision Transformers of timm without their head."""
+
+    def num_blocks(self, network: VisionTransformer) -> int:
+        """How many blocks there are."""
+        return len(network.blocks)
+
+    def last_blocks(self, network: VisionTransformer, pixels: Tensor, num: int) -> tuple[Tokens, ...]:
+        """The tokens after each of the last num blocks, each through the final norm, the last block last.
+
+        Args:
+            network: the ViT, of patch size P.
+            pixels: (B, 3, h, w), normalised; P divides h and w.
+            num: 1 to num_blocks.
+
+        Returns:
+            num times cls (B, D), patches (B, h/P * w/P, D); register tokens are dropped. Of a network without a class
+            token, cls is the mean of the patches.
+        """
+        patch = network.patch_embed.patch_size
+        grid = (pixels.shape[-2] // patch[0], pixels.shape[-1] // patch[1])
+        found: Any = network.forward_intermediates(
+            pixels, indices=num, norm=True, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
+        )
+        if network.has_class_token:
+            return tuple(Tokens(prefix[:, 0], patches, grid) for patches, prefix in found)
+        # Without prefix tokens timm returns no pairs.
+        parts = [part[0] if isinstance(part, tuple) else part for part in found]
+        return tuple(Tokens(patches.mean(dim=1), patches, grid) for patches in parts)
+
+    def attention(self, network: VisionTransformer, pixels: Tensor) -> Tensor:
+        """(B, heads, T, T) attention of the last block after its softmax; T counts prefix tokens, then patches."""
+        attention: Any = network.blocks[-1].attn
+        kept: list[Tensor] = []
+        # Dropout is where the matrix passes through a module of its own, when it is formed at all.
+        handle = attention.attn_drop.register_forward_hook(lambda module, inputs, output: kept.append(inputs[0]))
+        fused, attention.fused_attn = attention.fused_attn, False
+        try:
+            network.forward_features(pixels)
+        finally:
+            attention.fused_attn = fused
+            handle.remove()
+        return kept[0]
+
+
 def use_plain_attention(network: VisionTransformer) -> None:
     """Compute attention as two products and a softmax instead of PyTorch's fused kernel.
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from patchssl.cli.evaluate import compute_features
+from patchssl.cli.bundles import ComputeOptions, ModelOptions
+from patchssl.cli.features import compute_features
 from patchssl.cli.logs import configure_logging
 from patchssl.cli.options import (
     device_option,
@@ -60,11 +61,11 @@ def demo(
     configure_logging(quiet=quiet)
     from patchssl.cli.output import print_rows
     from patchssl.cli.pretrain import run_training
-    from patchssl.data.sources import open_unlabelled
+    from patchssl.data.sources import open_labelled, open_unlabelled
     from patchssl.data.synth import write_dataset
     from patchssl.errors import DataError
     from patchssl.evaluate.knn import score
-    from patchssl.evaluate.results import append_row
+    from patchssl.evaluate.results import record
     from patchssl.recipes import load_config
 
     start = time.perf_counter()
@@ -86,27 +87,25 @@ def demo(
     run_training(config, source, run, resume=False, overwrite=False, quiet=quiet)
 
     rows = []
+    compute = ComputeOptions(
+        device=device, precision="auto", workers=usable_workers(), batch_size=64, max_bad_fraction=0.0
+    )
+    sources = open_labelled(images / "folder", apply_exif=False)
     for spec in (f"{run}@random", str(run)):
         logger.info("3/3  patchssl eval knn %s --model %s", images / "folder", spec)
         since = time.perf_counter()
-        train, test = compute_features(
-            images / "folder",
-            spec,
-            checkpoint_key="teacher",
-            image_px=None,
-            ks=None,
+        backbone = ModelOptions().load(spec, device=device, seed=seed)
+        features = compute_features(sources, backbone, ["cls"], compute=compute, quiet=quiet)
+        scored = score(
+            features["train"]["cls"],
+            features["test"]["cls"],
+            features_s=time.perf_counter() - since,
             device=device,
             seed=seed,
-            quiet=quiet,
-            batch_size=64,
-            num_workers=usable_workers(),
-            precision="auto",
-            max_bad_fraction=0.0,
         )
-        row = score(train, test, features_s=time.perf_counter() - since, device=device, seed=seed)
         if not no_record:
-            append_row(results, row)
-        rows.append(row)
+            record(results, scored)
+        rows.append(scored.row)
     print_rows(rows, output_format)
     logger.info("done in %.0f s", time.perf_counter() - start)
     logger.info("next: patchssl pretrain YOUR_IMAGES --output runs/mine --config cifar10-cpu --set train.epochs=20")

@@ -51,16 +51,24 @@ class MeanColour(nn.Module):
         self.scale = nn.Parameter(torch.ones(()))
 
 
-def mean_tokens(network: MeanColour, pixels: Tensor) -> Tokens:
-    assert not torch.is_grad_enabled()
-    return Tokens(pixels.mean((2, 3)) * network.scale, pixels.flatten(2).mT, (pixels.shape[2], pixels.shape[3]))
+class MeanReader:
+    def num_blocks(self, network: MeanColour) -> int:
+        return 1
+
+    def last_blocks(self, network: MeanColour, pixels: Tensor, num: int) -> tuple[Tokens, ...]:
+        assert not torch.is_grad_enabled()
+        grid = (pixels.shape[2], pixels.shape[3])
+        return (Tokens(pixels.mean((2, 3)) * network.scale, pixels.flatten(2).mT, grid),)
+
+    def attention(self, network: MeanColour, pixels: Tensor) -> Tensor:
+        raise ConfigError("mean has no attention")
 
 
 @pytest.fixture
 def mean_colour() -> Backbone:
     preprocess = Preprocess(image_px=16, resize_px=18)
     facts = {"spec": "mean", "family": "floor", "arch": "mean", "dim": 3, "patch_px": 1}
-    return Backbone.of(MeanColour(), mean_tokens, preprocess=preprocess, **facts)  # type: ignore[arg-type]
+    return Backbone.of(MeanColour(), MeanReader(), preprocess=preprocess, **facts)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +78,7 @@ def vit() -> Backbone:
 
 def test_features_equal_the_definition(mean_colour: Backbone) -> None:
     source = Drawn(5)
-    features = extract(mean_colour, source, batch_size=2).features
+    features = extract(mean_colour, source, batch_size=2).features["cls"]
     for index in range(5):
         crop = np.moveaxis(mean_colour.preprocess.crop(source.read(index)).numpy(), 0, 2) / 255
         expected = (crop.mean((0, 1)) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
@@ -89,17 +97,17 @@ def test_features_equal_the_definition(mean_colour: Backbone) -> None:
 
 
 def test_batch_size_and_workers_change_rounding_at_most(vit: Backbone) -> None:
-    whole = extract(vit, Drawn(7), batch_size=7).features.features
-    ones = extract(vit, Drawn(7), batch_size=1).features.features
-    workers = extract(vit, Drawn(7), batch_size=7, num_workers=1).features.features
+    whole = extract(vit, Drawn(7), batch_size=7).features["cls"].features
+    ones = extract(vit, Drawn(7), batch_size=1).features["cls"].features
+    workers = extract(vit, Drawn(7), batch_size=7, num_workers=1).features["cls"].features
     np.testing.assert_allclose(ones, whole, rtol=0, atol=2e-5)
     np.testing.assert_array_equal(workers, whole)
     assert np.abs(whole).mean() > 0.1
 
 
 def test_bf16_is_near_and_comes_back_as_float32(vit: Backbone) -> None:
-    exact = extract(vit, Drawn(3), batch_size=3, precision="fp32").features.features
-    coarse = extract(vit, Drawn(3), batch_size=3, precision="bf16").features
+    exact = extract(vit, Drawn(3), batch_size=3, precision="fp32").features["cls"].features
+    coarse = extract(vit, Drawn(3), batch_size=3, precision="bf16").features["cls"]
     assert coarse.features.dtype == np.float32
     assert coarse.meta["settings"]["precision"] == "bf16"
     assert 0 < np.abs(coarse.features - exact).max() < 0.1
@@ -113,13 +121,13 @@ def test_unreadable_images_are_left_out_and_listed(mean_colour: Backbone, num_wo
         mean_colour, source, batch_size=2, num_workers=num_workers, max_bad_fraction=0.34, progress=done.append
     )
     assert extraction.unreadable == tuple((f"{index}.png", "is truncated") for index in (0, 4, 5))
-    features = extraction.features
+    features = extraction.features["cls"]
     assert features.ids is not None
     assert features.labels is not None
     assert features.ids.tolist() == [f"{index}.png" for index in (1, 2, 3, 6, 7, 8)]
     assert features.labels.tolist() == [1, 0, 1, 0, 1, 0]
     np.testing.assert_array_equal(
-        features.features, extract(mean_colour, Drawn(9), batch_size=9).features.features[[1, 2, 3, 6, 7, 8]]
+        features.features, extract(mean_colour, Drawn(9), batch_size=9).features["cls"].features[[1, 2, 3, 6, 7, 8]]
     )
     assert features.meta["dataset"]["num_unreadable"] == 3
     assert sum(done) == 9

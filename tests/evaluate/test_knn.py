@@ -147,7 +147,7 @@ def test_features_of_two_models_are_refused() -> None:
 
 def test_row_of_the_reference() -> None:
     train, test, _ = golden()
-    row = score(train, test, seed=3)
+    row = score(train, test, seed=3).row
     assert list(row.metrics) == [f"{name}@k{k}" for k in (10, 20, 100, 200) for name in ("top1", "top5")]
     assert row.headline == "top1@k20"
     metric = row.metrics["top1@k20"]
@@ -161,16 +161,16 @@ def test_row_of_the_reference() -> None:
 
 def test_comparability_follows_meaning_and_nothing_else() -> None:
     train, test, _ = golden()
-    row = score(train, test)
+    row = score(train, test).row
     other_model = Features(train.features[:, ::-1].copy(), train.labels), Features(test.features * 2, test.labels)
-    assert score(*other_model).comparability == row.comparability
-    assert score(*other_model).model["weights_sha256"] != row.model["weights_sha256"]
-    assert score(train, test, ks=[20], seed=5).comparability == row.comparability
-    assert score(train, test, ks=[10]).comparability != row.comparability
-    assert score(train, test, temperature=0.2).comparability != row.comparability
+    assert score(*other_model).row.comparability == row.comparability
+    assert score(*other_model).row.model["weights_sha256"] != row.model["weights_sha256"]
+    assert score(train, test, ks=[20], seed=5).row.comparability == row.comparability
+    assert score(train, test, ks=[10]).row.comparability != row.comparability
+    assert score(train, test, temperature=0.2).row.comparability != row.comparability
     assert test.labels is not None
     fewer = Features(test.features[:-1], test.labels[:-1])
-    assert score(train, fewer).comparability != row.comparability
+    assert score(train, fewer).row.comparability != row.comparability
     meta = {"settings": {"token": "mean", "image_px": 32}}
-    assert score(train, Features(test.features, test.labels, None, meta)).comparability != row.comparability
-    assert score(train, test, ks=[5, 1]).headline == "top1@k1"
+    assert score(train, Features(test.features, test.labels, None, meta)).row.comparability != row.comparability
+    assert score(train, test, ks=[5, 1]).row.headline == "top1@k1"

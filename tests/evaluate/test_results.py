@@ -23,6 +23,7 @@ KEYS = [
     "seed",
     "created",
     "comparability",
+    "details",
 ]
 
 

@@ -1,0 +1,167 @@
+"""Options that always come together, handed to a command as one frozen record."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from patchssl.cli.options import batch_size_option, device_option, precision_option, resolve_device, workers_option
+
+if TYPE_CHECKING:
+    from patchssl.backbones import Backbone
+
+CHECKPOINT_KEYS = ("teacher", "student")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelOptions:
+    """Which backbone, and how it is read from its file.
+
+    Attributes:
+        checkpoint_key: which network of a training checkpoint; None for the teacher where there are two.
+        image_size: side of the crop in pixels; None for the model's own.
+    """
+
+    checkpoint_key: str | None = None
+    image_size: int | None = None
+
+    def check(self, spec: str) -> None:
+        """Refuse options that have no meaning for a SPEC, before anything is read."""
+        if self.checkpoint_key is not None and spec.startswith(("timm:", "torchvision:")):
+            raise click.UsageError(f"--checkpoint-key is for training checkpoints; {spec} has none")
+
+    def load(self, spec: str, *, device: str, seed: int) -> "Backbone":
+        """Load the backbone that a SPEC names."""
+        from patchssl.backbones import load_backbone
+
+        backbone = load_backbone(spec, checkpoint_key=self.checkpoint_key or "teacher", device=device, seed=seed)
+        return backbone if self.image_size is None else backbone.at_size(self.image_size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComputeOptions:
+    """How images are turned into features.
+
+    Attributes:
+        device: resolved.
+        precision: of the forward pass.
+        workers: processes that read images.
+        batch_size: images in a forward pass.
+        max_bad_fraction: unreadable images above this fraction are an error.
+    """
+
+    device: str
+    precision: str
+    workers: int
+    batch_size: int
+    max_bad_fraction: float
+
+
+def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--checkpoint-key`, `--image-size`, passed as `model_options: ModelOptions`."""
+    options = (
+        click.option(
+            "--checkpoint-key",
+            type=click.Choice(CHECKPOINT_KEYS),
+            show_default="teacher",
+            help="Which network of a training checkpoint.",
+        ),
+        click.option(
+            "--image-size",
+            type=click.IntRange(min=1),
+            metavar="N",
+            show_default="the model's",
+            help="Side of the crop in pixels, a multiple of the patch.",
+        ),
+    )
+    return _bundle(function, options, "model_options", ModelOptions)
+
+
+def compute_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--device`, `--precision`, `--workers`, `--batch-size` and `--max-bad-fraction`, as `compute: ComputeOptions`."""
+    options = (
+        device_option(),
+        precision_option(),
+        workers_option(),
+        batch_size_option(default=64),
+        click.option(
+            "--max-bad-fraction",
+            type=click.FloatRange(0, 1),
+            default=0.05,
+            show_default=True,
+            help="Unreadable images are left out and listed; above this fraction they are an error.",
+        ),
+    )
+
+    def make(device: str, **values: Any) -> ComputeOptions:
+        return ComputeOptions(device=resolve_device(device), **values)
+
+    return _bundle(function, options, "compute", make)
+
+
+def _bundle(
+    function: Callable[..., Any], options: Sequence[Callable[..., Any]], name: str, make: Callable[..., Any]
+) -> Callable[..., Any]:
+    before = len(getattr(function, "__click_params__", []))
+
+    @functools.wraps(function)
+    def call(*args: Any, **values: Any) -> Any:
+        return function(*args, **{name: make(**{key: values.pop(key) for key in names})}, **values)
+
+    for option in reversed(options):
+        call = option(call)
+    params: list[click.Parameter] = call.__click_params__  # type: ignore[attr-defined]
+    names = [str(param.name) for param in params[before:]]
+    return call
+
+
+def is_given(context: click.Context, name: str) -> bool:
+    """Whether the user gave an option, rather than leaving its default."""
+    return context.get_parameter_source(name) is not ParameterSource.DEFAULT
+
+
+def features_are_given(
+    context: click.Context, data: object, model: object, files: Sequence[str], idle: Sequence[str]
+) -> bool:
+    """Whether features come from files; refuses anything between that and DATA with --model.
+
+    Args:
+        context: of the command.
+        data: DATA, or None.
+        model: the SPEC, or None.
+        files: the names of the options of feature files, all of which are needed.
+        idle: the names of options that change nothing about features from files.
+    """
+    told = " and ".join(_flag(name) for name in files)
+    given = [name for name in files if context.params[name] is not None]
+    if not given:
+        if data is None or model is None:
+            raise click.UsageError(f"give DATA and --model, or {told}")
+        return False
+    if len(given) < len(files):
+        raise click.UsageError(f"{told} belong together; give both")
+    if data is not None or model is not None:
+        raise click.UsageError(f"give either DATA and --model, or {told}, not both")
+    useless = [_flag(name) for name in idle if is_given(context, name)]
+    if useless:
+        raise click.UsageError(f"{', '.join(useless)} change nothing about features from files; leave them out")
+    return True
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+# What only matters when features are computed.
+OF_IMAGES = (
+    "checkpoint_key",
+    "image_size",
+    "device",
+    "precision",
+    "workers",
+    "batch_size",
+    "max_bad_fraction",
+)
