@@ -104,9 +104,6 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean (Efron and Tibshirani, 1993, chapter 13).
 
-    A resample is drawn as how often each distinct value occurs in it, which is multinomial: the same distribution as
-    drawing Q items with replacement, and quick for hits and misses.
-
     Args:
         values: (Q,) one value per query, finite.
         seed: of the resampling.
@@ -115,6 +112,28 @@ def bootstrap_interval(
 
     Returns:
         The lower and the upper end.
+
+    Raises:
+        DataError: no values, or some are not finite.
+    """
+    return percentile_interval(bootstrap_means(values, seed=seed, num_resamples=num_resamples), level=level)
+
+
+def bootstrap_means(
+    values: NDArray[np.bool_] | NDArray[np.float64], *, seed: int, num_resamples: int = 2000
+) -> NDArray[np.float64]:
+    """Means of resamples with replacement.
+
+    A resample is drawn as how often each distinct value occurs in it, which is multinomial: the same distribution as
+    drawing Q items with replacement, and quick for hits and misses.
+
+    Args:
+        values: (Q,) one value per query, finite.
+        seed: of the resampling.
+        num_resamples: R.
+
+    Returns:
+        (R,) means.
 
     Raises:
         DataError: no values, or some are not finite.
@@ -132,5 +151,10 @@ def bootstrap_interval(
         size = min(rows, num_resamples - start)
         drawn = generator.multinomial(sample.size, counts / sample.size, size=size)  # (rows, distinct)
         means[start : start + size] = drawn @ distinct / sample.size
+    return means
+
+
+def percentile_interval(means: NDArray[np.float64], *, level: float) -> tuple[float, float]:
+    """The ends between which a share `level` of the (R,) resampled means lies, the rest cut off evenly."""
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

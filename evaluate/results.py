@@ -3,8 +3,8 @@
 import hashlib
 import json
 import logging
-import math
 import os
+import sys
 import tempfile
 import zipfile
 import zlib
@@ -22,6 +22,10 @@ from patchssl.errors import DataError
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
+_LARGEST_FLOAT = sys.float_info.max
+
+# Settings that change a number by rounding only, or belong to the model that is compared.
+NOT_COMPARED = frozenset({"precision", "pooling", "mean", "std", "checkpoint_key"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,8 +88,14 @@ class Row:
 
     @property
     def id(self) -> str:
-        """A name of 12 hexadecimal digits that follows from everything in the row."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+        """A name of 12 hexadecimal digits that follows from everything in the row, and from no layout of its line.
+
+        Empty parts that not every version of the layout has do not count, so that a row of an older version keeps its
+        name, and with it its outcomes.
+        """
+        record = json.loads(self.to_json())
+        optional = [field.name for field in fields(self) if field.default_factory is not MISSING]
+        return canonical_hash({name: part for name, part in record.items() if part or name not in optional})[:12]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -249,7 +259,7 @@ def read_rows(directory: Path) -> tuple[list[Row], list[BrokenLine]]:
         The rows, and the lines that are none, which are also logged as warnings.
 
     Raises:
-        DataError: there is no such folder.
+        DataError: there is no such folder, or a file cannot be opened.
     """
     if not directory.is_dir():
         raise DataError(
@@ -258,7 +268,11 @@ def read_rows(directory: Path) -> tuple[list[Row], list[BrokenLine]]:
     rows: list[Row] = []
     broken: list[BrokenLine] = []
     for path in sorted(directory.glob("*.jsonl")):
-        for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        try:
+            lines = path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}; mend it or move it elsewhere") from None
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
@@ -273,11 +287,12 @@ def parse_row(line: bytes) -> Row:
     """Read one row; fields that this version does not know are left out.
 
     Raises:
-        DataError: no JSON, a missing field, a metric without a finite value, or a newer layout.
+        DataError: no JSON, a field that is missing or of another type, a metric without a finite value, or a newer
+            layout.
     """
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"is not JSON: {error}") from None
     if not isinstance(record, dict):
         raise DataError(f"holds a {type(record).__name__}, not an object")
@@ -289,9 +304,14 @@ def parse_row(line: bytes) -> Row:
     missing = [name for name in needed if name not in record]
     if missing:
         raise DataError(f"lacks {', '.join(missing)}")
-    for name in ("dataset", "model", "settings", "metrics", "seconds", "environment"):
-        if not isinstance(record[name], dict):
+    for name in ("dataset", "model", "settings", "metrics", "seconds", "environment", "details"):
+        if not isinstance(record.get(name, {}), dict):
             raise DataError(f"has a {name} that is no object")
+    names_and_dates = {name: record[name] for name in ("task", "protocol", "headline", "created", "comparability")}
+    names_and_dates |= {"dataset name": record["dataset"].get("name"), "model spec": record["model"].get("spec")}
+    for name, value in names_and_dates.items():
+        if not isinstance(value, str):
+            raise DataError(f"has a {name} that is no text")
     if record["headline"] not in record["metrics"]:
         raise DataError(f"has the headline {record['headline']!r}, which is not among its metrics")
     metrics = {name: _parse_metric(name, entry) for name, entry in record["metrics"].items()}
@@ -306,5 +326,5 @@ def _parse_metric(name: str, entry: Any) -> Metric:
 
 
 def _is_number(value: Any) -> bool:
-    # bool is an int to Python.
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # bool is an int to Python, and an int may be too large for a float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST_FLOAT

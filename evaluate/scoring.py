@@ -9,10 +9,7 @@ from numpy.typing import NDArray
 from patchssl.environment import environment
 from patchssl.evaluate.features import Features, dataset_of, meta_part, model_of
 from patchssl.evaluate.metrics import bootstrap_interval
-from patchssl.evaluate.results import Metric, Outcomes, Row, Scored, comparability, now
-
-# Settings that change a number by rounding only, or belong to the model that is compared.
-_ROUNDING_OR_MODEL = {"precision", "pooling", "mean", "std", "checkpoint_key"}
+from patchssl.evaluate.results import NOT_COMPARED, Metric, Outcomes, Row, Scored, comparability, now
 
 
 def make_row(
@@ -48,7 +45,7 @@ def make_row(
     """
     dataset = dataset_of(train, test)
     features = meta_part(test, "settings")
-    compared = {name: value for name, value in features.items() if name not in _ROUNDING_OR_MODEL}
+    compared = {name: value for name, value in features.items() if name not in NOT_COMPARED}
     row = Row(
         task=task,
         protocol=protocol,

@@ -11,7 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 _FILES = ("pyproject.toml", "README.md", "LICENSE")
-_FOLDERS = ("patchssl", "evaluate", "configs")
+_FOLDERS = ("patchssl", "evaluate", "configs", "results")
 _BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
 
 

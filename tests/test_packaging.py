@@ -16,6 +16,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+LINKS = ("evaluate", "configs", "results")
+# The folders of the package that hold data and no code.
+DATA_FOLDERS = ["patchssl.configs", "patchssl.results"]
 # Where the import name is not the distribution's.
 DISTRIBUTIONS = {
     "PIL": "pillow",
@@ -30,12 +33,12 @@ def tree_files(repository: Path) -> set[str]:
     """The package's files, by their place in an installation."""
     files = {
         path.relative_to(repository)
-        for folder in ("patchssl", "evaluate", "configs")
+        for folder in ("patchssl", *LINKS)
         for path in (repository / folder).rglob("*")
-        if path.suffix in (".py", ".yaml", ".typed") and not path.is_symlink()
+        if path.suffix in (".py", ".yaml", ".typed", ".csv") and not path.is_symlink()
     }
     # Until Python 3.13 rglob follows no links; where it does, the same files would come by two paths.
-    files = {path for path in files if path.parts[:2] not in (("patchssl", "evaluate"), ("patchssl", "configs"))}
+    files = {path for path in files if path.parts[:2] not in [("patchssl", name) for name in LINKS]}
     return {path.as_posix() if path.parts[0] == "patchssl" else f"patchssl/{path.as_posix()}" for path in files}
 
 
@@ -66,18 +69,18 @@ def test_wheel_holds_the_recipes_and_the_licence(wheel: Path) -> None:
 def test_packages_are_those_of_the_tree(repository: Path) -> None:
     listed = project(repository)["tool"]["setuptools"]["packages"]
     with_code = {str(Path(name).parent).replace("/", ".") for name in tree_files(repository) if name.endswith(".py")}
-    assert listed == sorted(with_code | {"patchssl.configs"})
+    assert listed == sorted(with_code | set(DATA_FOLDERS))
 
 
-def test_every_package_has_an_init_except_the_recipes(repository: Path) -> None:
+def test_every_package_has_an_init_except_data(repository: Path) -> None:
     files = tree_files(repository)
     packages = project(repository)["tool"]["setuptools"]["packages"]
     without = [name for name in packages if f"{name.replace('.', '/')}/__init__.py" not in files]
-    assert without == ["patchssl.configs"]
+    assert without == DATA_FOLDERS
 
 
 def test_links_are_relative_and_lead_to_the_folders(repository: Path) -> None:
-    for name in ("evaluate", "configs"):
+    for name in LINKS:
         link = repository / "patchssl" / name
         assert link.is_symlink()
         assert link.readlink() == Path("..", name)
@@ -95,6 +98,18 @@ def test_recipes_are_found_by_name(
     done = run(code, cwd=repository if in_checkout else tmp_path, env=None if in_checkout else installed_environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == sorted(path.name for path in (repository / "configs" / "pretrain").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("place", ["checkout", "wheel"])
+def test_published_figures_are_found(
+    place: str, repository: Path, installed_environment: dict[str, str], tmp_path: Path
+) -> None:
+    code = "from patchssl.evaluate.published import read_published; print(len(read_published()))"
+    in_checkout = place == "checkout"
+    done = run(code, cwd=repository if in_checkout else tmp_path, env=None if in_checkout else installed_environment)
+    assert done.returncode == 0, done.stderr
+    lines = (repository / "results" / "published.csv").read_text(encoding="utf-8").splitlines()
+    assert int(done.stdout) == len(lines) - 1 > 100
 
 
 def test_installed_package_runs_outside_of_the_checkout(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from patchssl.cli.text_tables import aligned, markdown
+
 if TYPE_CHECKING:
     from patchssl.evaluate.results import Metric, Row
 
@@ -35,7 +37,7 @@ def print_rows(rows: Sequence["Row"], output_format: str) -> None:
     elif output_format == "csv":
         click.echo(_csv(rows), nl=False)
     else:
-        render = _aligned if output_format == "table" else _markdown
+        render = aligned if output_format == "table" else markdown
         click.echo("\n\n".join(f"{_title(group)}\n\n{render(_cells(group))}" for group in _tables(rows)))
 
 
@@ -86,18 +88,6 @@ def _cells(rows: Sequence["Row"]) -> list[list[str]]:
 
 def _shown(metric: "Metric") -> tuple[str, str]:
     return f"{100 * metric.value:.2f}", f"{100 * metric.ci95_low:.2f} to {100 * metric.ci95_high:.2f}"
-
-
-def _aligned(cells: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells
-    )
-
-
-def _markdown(cells: list[list[str]]) -> str:
-    lines = [cells[0], ["---:"] * len(cells[0]), *cells[1:]]
-    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
 
 
 def _csv(rows: Sequence["Row"]) -> str:
