@@ -20,7 +20,7 @@ class Column:
     Attributes:
         task: of all rows.
         protocol: of all rows.
-        dataset: the name of the data set.
+        dataset: the name of the data set, that of the first row of these images.
         comparability: of all rows.
         rows: at least one, in the order in which they came.
         told_apart: what tells this column from others of the same task and data set, by name.
@@ -82,7 +82,7 @@ def selected_by_test(row: Row) -> frozenset[str]:
 
 
 def newest(rows: Iterable[Row]) -> list[Row]:
-    """The newest row of each model, task, protocol, data set and comparability; of one second, the last.
+    """The newest row of each model, task, protocol and comparability; of one second, the last.
 
     Returns:
         In the order in which the first of each came.
@@ -96,23 +96,26 @@ def newest(rows: Iterable[Row]) -> list[Row]:
 
 
 def columns_of(rows: Iterable[Row]) -> list[Column]:
-    """Sort rows into columns, in the order in which they came, columns of one task and data set side by side."""
-    groups: dict[tuple[str, str], dict[tuple[str, ...], list[Row]]] = {}
+    """Sort rows into columns, in the order in which they came, columns of one task and data set side by side.
+
+    Images that lie in folders of several names go by the first.
+    """
+    names: dict[str, str] = {}
+    groups: dict[tuple[str, str], dict[tuple[str, str, str], list[Row]]] = {}
     for row in rows:
-        columns = groups.setdefault((row.task, row.dataset["name"]), {})
-        columns.setdefault(_column_key(row), []).append(row)
+        name = names.setdefault(data_key(row), row.dataset["name"])
+        groups.setdefault((row.task, name), {}).setdefault(_column_key(row), []).append(row)
     found = []
-    for group in groups.values():
+    for (task, name), columns in groups.items():
         # Another protocol stands in the column's name already.
         protocols: dict[str, list[tuple[Row, ...]]] = {}
-        for part in group.values():
-            protocols.setdefault(part[0].protocol, []).append(tuple(part))
-        for parts in protocols.values():
-            for part_rows, words in zip(parts, _tell_apart(parts), strict=True):
-                first = part_rows[0]
-                found.append(
-                    Column(first.task, first.protocol, first.dataset["name"], first.comparability, part_rows, words)
-                )
+        for (_, protocol, _), part in columns.items():
+            protocols.setdefault(protocol, []).append(tuple(part))
+        for protocol, parts in protocols.items():
+            found += [
+                Column(task, protocol, name, part[0].comparability, part, words)
+                for part, words in zip(parts, _tell_apart(parts), strict=True)
+            ]
     return found
 
 
@@ -122,8 +125,14 @@ def differing(a: Sequence[Row], b: Sequence[Row]) -> str:
     return ", ".join(f"{name} {first[name]} against {second[name]}".strip() for name in first)
 
 
-def _column_key(row: Row) -> tuple[str, ...]:
-    return row.task, row.protocol, row.dataset["name"], row.comparability
+def _column_key(row: Row) -> tuple[str, str, str]:
+    # Comparability follows from the images, so that their name, which users choose, needs no place here.
+    return row.task, row.protocol, row.comparability
+
+
+def data_key(row: Row) -> str:
+    """What two rows of the same images share, whatever their folder is called."""
+    return str(row.dataset.get("fingerprint") or row.dataset["name"])
 
 
 def _tell_apart(parts: Sequence[tuple[Row, ...]]) -> list[dict[str, str]]:

@@ -1,8 +1,8 @@
 """Whether two models differ: the same test images resampled for both."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from patchssl.evaluate.results import Metric, Outcomes, Row
 LEVEL = 0.95
 _STANDARD_ERRORS = 1.959963984540054  # from the mean to either end of a 95 % interval of a normal distribution
 _AGREEMENT = 1e-6
+_ROUNDING = 1e-12
+_CHUNK_VALUES = 4_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +30,7 @@ class Difference:
         p_value: two-sided.
         num: test images that counted for both; None where the images were not paired.
         unpaired: why they were not paired; None where they were.
+        num_draws: draws of training images that the interval allows for besides; None where there was one set.
     """
 
     value: float
@@ -36,11 +39,15 @@ class Difference:
     p_value: float
     num: int | None
     unpaired: str | None = None
+    num_draws: int | None = None
 
     @property
     def separable(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.ci95_low > 0 or self.ci95_high < 0
+        """Whether the interval leaves out 0 and the p-value is below 5 %.
+
+        Both, because the bootstrap is too sure where the models differ in a handful of images.
+        """
+        return (self.ci95_low > 0 or self.ci95_high < 0) and self.p_value < 1 - LEVEL
 
 
 def paired_difference(
@@ -50,8 +57,9 @@ def paired_difference(
 
     Images are drawn with replacement, each with both of its outcomes (Efron and Tibshirani, 1993, chapters 8 and 13).
     Only the difference of an image's two outcomes matters to the difference of the means, so a resample is drawn as
-    how often each distinct difference occurs in it. The p-value is twice the share of resamples on the far side of 0,
-    those at 0 and the sample itself counted with them. Exchanging `a` and `b` changes the sign and nothing else.
+    how often each distinct difference occurs in it. The p-value is that of the randomisation test for pairs (Fisher,
+    1935, §21), for hits and misses McNemar's exact test: the share of exchanges of the two models, by a coin for each
+    image, that give at least as large a difference. Exchanging `a` and `b` changes the sign and nothing else.
 
     Args:
         a: (Q,) outcomes of the first model; NaN where an image does not count.
@@ -73,14 +81,13 @@ def paired_difference(
     sign = _orientation(differences, mean)
     means = bootstrap_means(sign * differences, seed=seed, num_resamples=num_resamples)
     low, high = percentile_interval(means, level=level)
-    beyond = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
     ends = (low, high) if sign > 0 else (-high, -low)
     return Difference(
         # Adding 0 turns -0.0 into 0.0.
         value=mean + 0.0,
         ci95_low=ends[0] + 0.0,
         ci95_high=ends[1] + 0.0,
-        p_value=min(1.0, 2 * (1 + int(beyond)) / (1 + num_resamples)),
+        p_value=_exchange_p(differences, seed=seed, num_exchanges=num_resamples),
         num=len(differences),
     )
 
@@ -90,6 +97,23 @@ def _orientation(differences: NDArray[np.float64], mean: float) -> int:
     signs = differences[differences != 0]
     deciding = mean or (signs[0] if len(signs) else 1.0)
     return 1 if deciding > 0 else -1
+
+
+def _exchange_p(differences: NDArray[np.float64], *, seed: int, num_exchanges: int) -> float:
+    """Two-sided p-value under random signs, drawn as how many of each distinct size are positive."""
+    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
+    if not len(sizes):
+        return 1.0
+    generator = np.random.default_rng([seed, 1])
+    observed = abs(float(differences.sum()))
+    rows = max(1, _CHUNK_VALUES // len(sizes))
+    beyond = 0
+    for start in range(0, num_exchanges, rows):
+        positive = generator.binomial(counts, 0.5, size=(min(rows, num_exchanges - start), len(sizes)))
+        sums = (2 * positive - counts) @ sizes
+        # What is equal but for rounding counts as equal.
+        beyond += int(np.count_nonzero(np.abs(sums) >= observed - _ROUNDING * len(differences)))
+    return (1 + beyond) / (1 + num_exchanges)
 
 
 def unpaired_difference(a: Metric, b: Metric, *, reason: str) -> Difference:
@@ -106,9 +130,45 @@ def unpaired_difference(a: Metric, b: Metric, *, reason: str) -> Difference:
     value = a.value - b.value
     widths = [(metric.ci95_high - metric.ci95_low) / 2 for metric in (a, b)]
     half = math.hypot(*widths)
-    p_value = math.erfc(abs(value) / half * _STANDARD_ERRORS / math.sqrt(2)) if half else float(value == 0)
     return Difference(
-        value=value, ci95_low=value - half, ci95_high=value + half, p_value=p_value, num=None, unpaired=reason
+        value=value,
+        ci95_low=value - half,
+        ci95_high=value + half,
+        p_value=_normal_p(value, half),
+        num=None,
+        unpaired=reason,
+    )
+
+
+def _normal_p(value: float, half: float) -> float:
+    """Two-sided p-value of a normal difference whose 95 % interval reaches `half` to either side."""
+    return math.erfc(abs(value) / half * _STANDARD_ERRORS / math.sqrt(2)) if half else float(value == 0)
+
+
+def over_draws(difference: Difference, a: NDArray[np.float64], b: NDArray[np.float64], *, shared: bool) -> Difference:
+    """Widen a difference over test images by how much it varies with the training images that were drawn.
+
+    Both are taken for independent and normal, so that their standard errors add as squares.
+
+    Args:
+        difference: of means over the draws, resampled over images alone.
+        a: (R,) values of the first model in each draw.
+        b: (R,) those of the second.
+        shared: whether draw r took the same images for both.
+    """
+    if shared:
+        variance = float(np.var(a - b, ddof=1)) / len(a)
+    else:
+        variance = float(np.var(a, ddof=1)) / len(a) + float(np.var(b, ddof=1)) / len(b)
+    half = _STANDARD_ERRORS * math.sqrt(variance)
+    below = math.hypot(difference.value - difference.ci95_low, half)
+    above = math.hypot(difference.ci95_high - difference.value, half)
+    return replace(
+        difference,
+        ci95_low=difference.value - below,
+        ci95_high=difference.value + above,
+        p_value=max(difference.p_value, _normal_p(difference.value, below if difference.value > 0 else above)),
+        num_draws=len(a),
     )
 
 
@@ -145,11 +205,28 @@ def compare_metric(
     seed: int,
     num_resamples: int = 2000,
 ) -> Difference:
-    """Compare two rows in one metric, as `compare` does."""
+    """Compare two rows in one metric, as `compare` does.
+
+    Rows of several draws of training images tell in `details["draws"]` what each draw gave; those of one seed share
+    their draws.
+    """
     pair = _pair(a, b, name, outcomes)
     if isinstance(pair, str):
         return unpaired_difference(a.metrics[name], b.metrics[name], reason=pair)
-    return paired_difference(*pair, seed=seed, num_resamples=num_resamples)
+    difference = paired_difference(*pair, seed=seed, num_resamples=num_resamples)
+    draws = _draws(a, name), _draws(b, name)
+    if draws[0] is None or draws[1] is None or len(draws[0]) != len(draws[1]):
+        return difference
+    return over_draws(difference, draws[0], draws[1], shared=a.seed == b.seed)
+
+
+def _draws(row: Row, name: str) -> NDArray[np.float64] | None:
+    """(R,) values of a metric in each of R > 1 draws of training images; None where the row tells of none."""
+    draws = row.details.get("draws")
+    values = draws.get(name) if isinstance(draws, Mapping) else None
+    if not isinstance(values, Sequence) or len(values) < 2 or not all(isinstance(v, int | float) for v in values):
+        return None
+    return np.asarray(values, dtype=np.float64)
 
 
 def _pair(

@@ -1,9 +1,11 @@
 """Figures that others published: read to stand beside rows of ours, never among them."""
 
 import csv
+import io
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
 from importlib import resources
 from typing import TextIO
 
@@ -47,8 +49,7 @@ def read_published() -> tuple[Published, ...]:
         DataError: a line is not as it should be.
     """
     path = resources.files("patchssl.results") / "published.csv"
-    with path.open("r", encoding="utf-8", newline="") as file:
-        return parse_published(file)
+    return parse_published(io.StringIO(path.read_text(encoding="utf-8")))
 
 
 def parse_published(file: TextIO) -> tuple[Published, ...]:
@@ -100,21 +101,22 @@ def matching(
 ) -> tuple[Published, ...]:
     """Those of the given tasks, data sets and metric; each left empty lets all pass.
 
-    Names of data sets are compared without regard to case and punctuation: `ImageNet-1K` is `imagenet1k`. A metric
-    finds those of any number of neighbours: `top1` also `top1@k20`, and the other way round.
+    Tasks and data sets may be patterns such as `cifar*`. Names of data sets are compared without regard to case and
+    punctuation: `ImageNet-1K` is `imagenet1k`. A metric finds those of any number of neighbours: `top1` also
+    `top1@k20`, and the other way round.
     """
-    tasks, plain = set(tasks), {_plain(name) for name in datasets}
+    tasks, plain = list(tasks), [_plain(name) for name in datasets]
     return tuple(
         figure
         for figure in figures
-        if (not tasks or figure.task in tasks)
-        and (not plain or _plain(figure.dataset) in plain)
+        if (not tasks or any(fnmatchcase(figure.task, task) for task in tasks))
+        and (not plain or any(fnmatchcase(_plain(figure.dataset), name) for name in plain))
         and (metric is None or _base(metric) == _base(figure.metric))
     )
 
 
 def _plain(name: str) -> str:
-    return "".join(filter(str.isalnum, name.casefold()))
+    return "".join(letter for letter in name.casefold() if letter.isalnum() or letter in "*?")
 
 
 def _base(metric: str) -> str:

@@ -99,10 +99,10 @@ def build_table(
 ) -> Table:
     """Sort rows into columns of equal comparability and mark in each what is best.
 
-    In a column the highest value of a model is marked as best, and every other model as not separable whose paired
-    bootstrap interval of the difference from the best holds 0. Where the outcomes of either are missing the two are
-    not separable if their intervals overlap, which asks for more than a paired test. Floors (chance, models of the
-    family `floor`, untrained twins) and values chosen by the test images get no mark.
+    In a column the highest value of a model is marked as best, and every other model as not separable whose
+    difference from the best a paired test over the test images cannot tell from 0. Where the outcomes of either are
+    missing the two are not separable if their intervals overlap, which asks for more than a paired test. Floors
+    (chance, models of the family `floor`, untrained twins) and values chosen by the test images get no mark.
 
     Args:
         rows: any; several of one model in one column get a line each (`columns.newest` leaves one).

@@ -5,9 +5,13 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from patchssl.evaluate.results import Metric, Row, canonical_hash
 
 REPOSITORY = Path(__file__).parents[1]
 _FILES = ("pyproject.toml", "README.md", "LICENSE")
@@ -50,3 +54,56 @@ def unpacked(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def installed_environment(unpacked: Path) -> dict[str, str]:
     """The environment of a process that imports patchssl from the unpacked wheel."""
     return {**os.environ, "PYTHONPATH": str(unpacked)}
+
+
+@pytest.fixture(scope="session")
+def make_row() -> Callable[..., Row]:
+    """Make a k-NN row of one metric or several; `settings` decide its comparability."""
+
+    def make(
+        spec: str = "runs/a",
+        values: float | Mapping[str, float] = 0.5,
+        *,
+        width: float = 0.1,
+        num: int = 100,
+        task: str = "knn",
+        protocol: str = "dino",
+        dataset: Mapping[str, Any] | None = None,
+        family: str = "patchssl",
+        weights: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        uncompared: Mapping[str, Any] | None = None,
+        details: Mapping[str, Any] | None = None,
+        headline: str | None = None,
+        seed: int = 0,
+        created: str = "2026-01-01T00:00:00+00:00",
+    ) -> Row:
+        named = dict(values) if isinstance(values, Mapping) else {"top1@k20": values}
+        compared = {"image_px": 224, **(settings or {})}
+        data = {"name": "tiny", "path_name": "data/tiny", "fingerprint": "f", "splits": {"train": 9, "test": num}}
+        data |= dict(dataset or {})
+        return Row(
+            task=task,
+            protocol=protocol,
+            dataset=data,
+            model={
+                "spec": spec,
+                "family": family,
+                "num_params": 5_500_000,
+                "weights_sha256": weights or canonical_hash(spec),
+            },
+            settings={**compared, "precision": "fp32", "k": [20], **(uncompared or {})},
+            metrics={
+                name: Metric(value=value, ci95_low=value - width / 2, ci95_high=value + width / 2, num=num)
+                for name, value in named.items()
+            },
+            headline=headline or next(iter(named)),
+            seconds={"features": 1.0, "evaluate": 2.0},
+            environment={"python": "3"},
+            seed=seed,
+            created=created,
+            comparability=canonical_hash([task, protocol, data["fingerprint"], data["splits"], compared]),
+            details=dict(details or {}),
+        )
+
+    return make

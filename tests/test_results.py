@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from patchssl.cli.output import print_rows
-from patchssl.evaluate.results import Row, read_rows
+from patchssl.evaluate.results import Row, parse_row, read_rows
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +42,11 @@ def test_rows_name_no_place_of_a_machine(rows: list[Row]) -> None:
     for row in rows:
         assert not Path(row.dataset["path_name"]).is_absolute()
         assert not Path(row.model["spec"]).is_absolute()
+
+
+def test_committed_rows_keep_their_ids(repository: Path, rows: list[Row]) -> None:
+    # Outcomes and comparisons name rows by their ids, so that no change of the code may change one.
+    assert [row.id for row in rows][:2] == ["f95caae2b04f", "854a2f27ff81"]
+    assert len({row.id for row in rows}) == len(rows)
+    for row in rows:
+        assert parse_row(row.to_json().encode()).id == row.id

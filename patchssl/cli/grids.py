@@ -50,6 +50,12 @@ class Grid:
     floors: tuple["Line", ...]
     legend: tuple[str, ...]
 
+    @property
+    def body(self) -> tuple["Line", ...]:
+        """The models, and under a line of words the floors."""
+        between = Line(FLOORS, ("",) * len(self.cost), (None,) * len(self.header))
+        return (*self.models, between, *self.floors) if self.floors else self.models
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -69,7 +75,8 @@ def grid_of(table: "Table") -> Grid:
     for record in records:
         lines.setdefault(record["line"], []).append(record)
     cost = _shown_costs(records) if table.cost else ()
-    models, floors = [], []
+    models: list[Line] = []
+    floors: list[Line] = []
     for line in lines.values():
         cells = {record["column"]: _cell(record) for record in line}
         laid = Line(
@@ -135,14 +142,14 @@ def _legend(records: list[dict[str, Any]]) -> list[str]:
     if ("best", None) in marks:
         said.append("* best of the column.")
     if ("not separable", True) in marks:
-        said.append("= not separable from the best: the paired interval of their difference holds 0.")
+        said.append("= not separable from the best by a paired test over the test images.")
     if ("not separable", False) in marks:
         said.append("~ not separable from the best, unpaired: their intervals overlap.")
     unpaired = list(dict.fromkeys(record["model"] for record in records if record["paired"] is False))
     if unpaired:
         said.append(
-            f"Unpaired, for want of outcomes of each image: {', '.join(unpaired)}; overlapping intervals count as not "
-            "separable, which is stricter than a paired test."
+            f"Unpaired, because outcomes of each image are missing: {', '.join(unpaired)}; judged by whether intervals "
+            "overlap, which takes a larger difference than a paired test."
         )
     if any(record["test_selected"] is True for record in records):
         said.append("† chosen by the test images, too high as a rule, and not ranked.")

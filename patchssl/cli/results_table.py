@@ -55,7 +55,7 @@ def table(
 ) -> None:
     """Show models by columns: one column for each task, protocol, data set and setting that changes what numbers mean.
 
-    In each column * is the best model, = one that a paired bootstrap over the test images cannot separate from it, and
+    In each column * is the best model, = one that a paired test over the test images cannot separate from it, and
     ~ one whose interval overlaps the best one's where images cannot be paired. Floors (chance, models of raw pixels or
     colours, untrained networks) stand below and are not ranked, and so do published figures.
 
@@ -67,16 +67,23 @@ def table(
     """  # noqa: D301 - the backslash is Click's mark for text that keeps its lines
     configure_logging(quiet=quiet)
     from patchssl.cli.tables import print_table
+    from patchssl.errors import DataError
     from patchssl.evaluate.columns import newest
     from patchssl.evaluate.published import matching, read_published
     from patchssl.evaluate.results import read_outcomes
     from patchssl.evaluate.tables import ALL, HEADLINE, build_table
 
-    rows = read_chosen_rows(results, tasks=tasks, datasets=datasets, models=models)
+    try:
+        rows = read_chosen_rows(results, tasks=tasks, datasets=datasets, models=models)
+    except DataError as error:
+        if not published:
+            raise
+        logger.warning("%s", error)
+        rows = []
     figures = (
         matching(
             read_published(),
-            tasks={row.task for row in rows},
+            tasks={row.task for row in rows} or tasks,
             datasets=datasets,
             metric=None if metric in (HEADLINE, ALL) else metric,
         )

@@ -60,11 +60,12 @@ def read_chosen_rows(
             f"{results} should hold result rows in files *.jsonl and has {found}; an evaluation such as "
             f"`patchssl eval knn DATA --model SPEC --results {results}` writes one"
         )
-    for option, wanted, text_of in (
+    choices: list[tuple[str, Sequence[str], Callable[[Row], str]]] = [
         ("--task", tasks, lambda row: row.task),
-        ("--dataset", datasets, lambda row: row.dataset["name"]),
-        ("--model", models, lambda row: row.model["spec"]),
-    ):
+        ("--dataset", datasets, lambda row: str(row.dataset["name"])),
+        ("--model", models, lambda row: str(row.model["spec"])),
+    ]
+    for option, wanted, text_of in choices:
         there = sorted({text_of(row) for row in rows})
         rows = [row for row in rows if not wanted or _matches(text_of(row), wanted)]
         if not rows:

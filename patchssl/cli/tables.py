@@ -3,13 +3,15 @@
 import csv
 import io
 import json
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from patchssl.cli.grids import FLOORS, Cell, Grid, Line, grid_of
+from patchssl.cli.grids import FLOORS, Cell, Grid, grid_of
 from patchssl.cli.latex import latex
 from patchssl.cli.text_tables import aligned, markdown
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 _PLACES = ("line", "column")
 _COSTS = ("num_params", "gflops", "images_per_s")
 _OF_PUBLISHED = ("source", "note", "verified")
+_SIGN_ROOM = " " * 3  # behind every number, so that numbers stand below each other
 _PUBLISHED_TITLE = "Published by others, by protocols, images and selection rules of their own; not ranked:"
 
 
@@ -36,9 +39,10 @@ def print_table(table: "Table", output_format: str) -> None:
     elif output_format == "csv":
         click.echo(_csv(table), nl=False)
     else:
-        click.echo({"table": _plain, "markdown": _markdown, "latex": latex}[output_format](grid_of(table)))
-        if table.published:
-            click.echo("\n" + _published(table.published, output_format))
+        render = {"table": _plain, "markdown": _markdown, "latex": latex}[output_format]
+        parts = [render(grid_of(table))] if table.columns or table.notes else []
+        parts += [_published(table.published, output_format)] if table.published else []
+        click.echo("\n\n".join(parts))
 
 
 def records_of(table: "Table") -> list[dict[str, Any]]:
@@ -74,54 +78,50 @@ def _plain(grid: Grid) -> str:
 
 
 def _fitting(grid: Grid) -> list[range]:
-    import shutil
-    import sys
-
-    if not sys.stdout.isatty():
-        return [range(len(grid.header))]
-    room = shutil.get_terminal_size().columns
+    """The columns, parted where the terminal ends."""
+    room = _room()
     blocks, start = [], 0
     for place in range(1, len(grid.header)):
-        width = max(map(len, click.unstyle(_block(grid, range(start, place + 1))).splitlines()))
-        if width > room:
+        lines = click.unstyle(_block(grid, range(start, place + 1))).splitlines()
+        if room is not None and max(map(len, lines)) > room:
             blocks.append(range(start, place))
             start = place
     return [*blocks, range(start, len(grid.header))]
 
 
+def _room() -> int | None:
+    """How wide the terminal is; None where stdout is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def _block(grid: Grid, places: range) -> str:
+    """Some of the columns: their words above each other, the models, and the floors after an empty line."""
     height = max(len(grid.header[place]) for place in places)
     columns = [("",) * (height - len(grid.header[place])) + grid.header[place] for place in places]
-    cells = [
-        ["model" if last else "", *(name if last else "" for name in grid.cost), *(f"{column[line]}  " for column in columns)]
-        for line in range(height)
-        for last in (line == height - 1,)
-    ]
+    above = ["", *("" for _ in grid.cost)]
+    cells = [[*above, *(column[line] + _SIGN_ROOM for column in columns)] for line in range(height)]
+    cells[-1][: len(above)] = ["model", *grid.cost]
     bold = set()
-    for line in (*grid.models, *([Line("", (), ()), Line(FLOORS, (), ()), *grid.floors] if grid.floors else ())):
-        shown = [line.cells[place] if line.cells else None for place in places]
-        bold |= {(len(cells), 1 + len(grid.cost) + at) for at, cell in enumerate(shown) if cell and cell.bold}
-        cells.append([line.label, *(line.cost or ("",) * len(grid.cost)), *map(_with_sign, shown)])
+    for line in grid.body:
+        if line.label == FLOORS and grid.models:
+            cells.append([""] * len(cells[0]))
+        shown = [line.cells[place] for place in places]
+        bold |= {(len(cells), len(above) + at) for at, cell in enumerate(shown) if cell and cell.bold}
+        cells.append([line.label, *line.cost, *("" if cell is None else f"{cell} {cell.sign:2}" for cell in shown)])
     return aligned(cells, num_left=1, bold=bold)
 
 
-def _with_sign(cell: Cell | None) -> str:
-    # The sign has two places of its own, so that numbers stand below each other.
-    return f"{cell} {cell.sign:2}".rstrip(" ").ljust(len(str(cell)) + 3) if cell else ""
-
-
 def _markdown(grid: Grid) -> str:
-    def shown(cell: Cell | None) -> str:
-        if cell is None:
-            return ""
-        value = f"**{cell.value}**" if cell.bold else cell.value
-        return value + (f" ({cell.interval})" if cell.interval else "") + (f" {_escaped(cell.sign)}" if cell.sign else "")
-
     cells = [["model", *grid.cost, *("<br>".join(words) for words in grid.header)]]
-    for line in (*grid.models, *([Line(FLOORS, (), ()), *grid.floors] if grid.floors else ())):
-        texts = line.cells or (None,) * len(grid.header)
-        cells.append([line.label, *(line.cost or ("",) * len(grid.cost)), *map(shown, texts)])
+    cells += [[line.label, *line.cost, *map(_marked_down, line.cells)] for line in grid.body]
     return "\n\n".join([markdown(cells, num_left=1), "\\\n".join(_escaped(said) for said in grid.legend)])
+
+
+def _marked_down(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    value = f"**{cell.value}**" if cell.bold else cell.value
+    return " ".join(filter(None, (value, cell.interval and f"({cell.interval})", _escaped(cell.sign))))
 
 
 def _escaped(text: str) -> str:
@@ -132,7 +132,9 @@ def _published(figures: Sequence["Published"], output_format: str) -> str:
     cells = [["model", "task", "dataset", "metric", "percent", "protocol", "source", "note"]]
     for figure in figures:
         note = figure.note if figure.verified else "; ".join(filter(None, ("not verified in its source", figure.note)))
-        value = f"{100 * figure.value:.1f}" if round(1000 * figure.value, 6).is_integer() else f"{100 * figure.value:.2f}"
+        value = (
+            f"{100 * figure.value:.1f}" if round(1000 * figure.value, 6).is_integer() else f"{100 * figure.value:.2f}"
+        )
         about = [figure.model, figure.task, figure.dataset, figure.metric]
         cells.append([*about, value, figure.protocol, figure.source, note])
     if output_format == "latex":

@@ -90,6 +90,7 @@ def test_help_of_every_command_imports_nothing_slow(installed_environment: dict[
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert {"", "demo", "pretrain", "eval", "eval knn", "data", "data synth"} <= set(report)
+    assert {"results", "results table", "results compare"} <= set(report)
     assert {path: found["slow"] for path, found in report.items() if found["slow"]} == {}
     for path, found in report.items():
         assert found["first_line"].startswith(f"Usage: patchssl {path}".rstrip())

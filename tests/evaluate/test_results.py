@@ -4,10 +4,23 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from patchssl.errors import DataError
-from patchssl.evaluate.results import Metric, Row, append_row, canonical_hash, comparability, read_rows
+from patchssl.evaluate.results import (
+    Metric,
+    Outcomes,
+    Row,
+    Scored,
+    append_row,
+    canonical_hash,
+    comparability,
+    parse_row,
+    read_outcomes,
+    read_rows,
+    record,
+)
 
 KEYS = [
     "schema",
@@ -84,6 +97,13 @@ def changed(**changes: Any) -> str:
         ('{"schema": 1, "task": "knn"}', "lacks protocol, dataset"),
         (changed(headline="top1@k7"), "headline 'top1@k7'"),
         (changed(model=3), "a model that is no object"),
+        (changed(details=[]), "a details that is no object"),
+        (changed(model={}), "a model spec that is no text"),
+        (changed(dataset={"name": 7}), "a dataset name that is no text"),
+        (changed(created=20260101), "a created that is no text"),
+        (changed(comparability=None), "a comparability that is no text"),
+        ("[" * 100_000, "is not JSON"),
+        (changed(metrics={"top1@k1": dict.fromkeys(("value", "ci95_low", "ci95_high", "num"), 10**400)}), "finite"),
         (changed(metrics={"top1@k1": {"value": 0.5}}), "without the finite numbers"),
         (changed(metrics={"top1@k1": 0.5}), "without the finite numbers"),
         (
@@ -145,3 +165,42 @@ def test_canonical_hash_by_hand() -> None:
     # printf '{"a":[1,2],"b":null}' | sha256sum
     expected = "f25109c4111335e4a32d49373585e7a788ff5b10e70023f7004b170e7f84716a"
     assert canonical_hash({"b": None, "a": [1, 2]}) == expected
+
+
+def test_a_row_keeps_its_id_however_its_line_is_laid_out(tmp_path: Path) -> None:
+    row = a_row(settings={"k": (2, 10), 10: "ten", 2: "two"}, details={"chance": {"top1@k1": 0.1}})
+    append_row(tmp_path, row)
+    (read,), _ = read_rows(tmp_path)
+    assert read.id == row.id
+    assert len(row.id) == 12
+    fields = json.loads(row.to_json())
+    turned = json.dumps({name: fields[name] for name in reversed(fields)}, indent=1)
+    assert parse_row(turned.encode()).id == row.id
+    assert len({row.id, a_row().id, a_row(seed=1).id, a_row(details={"chance": {}}).id}) == 4
+
+
+def test_a_row_without_details_has_the_id_of_one_with_none() -> None:
+    fields = json.loads(a_row().to_json())
+    del fields["details"]
+    older = parse_row(json.dumps(fields).encode())
+    # printf with the record as JSON of sorted keys, without spaces and without details, | sha256sum
+    assert older.id == a_row().id == canonical_hash(fields)[:12] == "7f081959902a"
+    assert parse_row(older.to_json().encode()).id == older.id
+
+
+def test_outcomes_are_found_again_by_the_row_that_was_read(tmp_path: Path) -> None:
+    row = a_row()
+    record(tmp_path, Scored(row, Outcomes(np.array(["x", "y"]), {"top1@k1": np.array([True, False])})))
+    (read,), _ = read_rows(tmp_path)
+    kept = read_outcomes(tmp_path, read)
+    assert kept is not None
+    assert kept.ids is not None
+    assert kept.ids.tolist() == ["x", "y"]
+    assert kept.values["top1@k1"].tolist() == [True, False]
+    assert read_outcomes(tmp_path, a_row(seed=5)) is None
+
+
+def test_a_file_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
+    (tmp_path / "knn.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"knn.jsonl cannot be read"):
+        read_rows(tmp_path)
