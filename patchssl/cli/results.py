@@ -12,4 +12,10 @@ VIEWS = {
 
 @click.group(cls=LazyGroup, entries=VIEWS)
 def results() -> None:
-    """Show what evaluations found, from the rows that they wrote."""
+    """Show what evaluations found, from the rows that they wrote.
+
+    \b
+    Examples:
+      patchssl results table --dataset cifar10
+      patchssl results compare runs/new runs/old
+    """  # noqa: D301 - the backslash is Click's mark for text that keeps its lines
