@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from patchssl.errors import ConfigError, DataError
+from patchssl.errors import ConfigError
+from patchssl.evaluate.checks import check_features, check_pair, place_labels
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.index import CosineIndex
 from patchssl.evaluate.metrics import KnnHits, knn_hits
@@ -18,7 +18,6 @@ from patchssl.evaluate.scoring import make_row
 logger = logging.getLogger(__name__)
 
 _CHUNK_NEIGHBOURS = 4_000_000
-_NUM_NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,31 +100,15 @@ def evaluate(train: Features, test: Features, *, ks: Sequence[int], temperature:
 
     Raises:
         ConfigError: the temperature is not above 0, or a k is not in 1 … M.
-        DataError: a set is empty, has no labels or non-finite features, or the widths differ.
+        DataError: a set is empty, has no labels, non-finite features or an id twice, or the widths differ.
     """
-    for name, part in (("training", train), ("test", test)):
-        _check(name, part)
-    if train.dim != test.dim:
-        raise DataError(
-            f"training features are {train.dim} wide, test features {test.dim}; both must come from one model"
-        )
+    check_pair(train, test)
     if not temperature > 0 or not np.isfinite(temperature):
         raise ConfigError(f"temperature is {temperature}; it must be above 0")
     ks = choose_ks(ks, (), len(train))
     assert train.labels is not None
     assert test.labels is not None
-    classes, train_classes = np.unique(train.labels, return_inverse=True)
-    targets = _positions(test.labels, classes)
-    num_unknown = int(np.count_nonzero(targets < 0))
-    if num_unknown:
-        missing = np.unique(test.labels[targets < 0])
-        logger.warning(
-            "%d of %d test images are of %d classes without training images (labels %s) and count as wrong",
-            num_unknown,
-            len(test),
-            len(missing),
-            ", ".join(map(str, missing[:_NUM_NAMED])) + (", …" if len(missing) > _NUM_NAMED else ""),
-        )
+    targets = place_labels(train.labels, test.labels)
     index = CosineIndex(train.features)
     parts: list[dict[int, KnnHits]] = []
     step = max(1, _CHUNK_NEIGHBOURS // max(ks))
@@ -134,9 +117,9 @@ def evaluate(train: Features, test: Features, *, ks: Sequence[int], temperature:
         parts.append(
             knn_hits(
                 similarities,
-                train_classes[rows],
-                targets[start : start + step],
-                num_classes=len(classes),
+                targets.train[rows],
+                targets.test[start : start + step],
+                num_classes=len(targets.classes),
                 ks=ks,
                 temperature=temperature,
             )
@@ -145,27 +128,7 @@ def evaluate(train: Features, test: Features, *, ks: Sequence[int], temperature:
         k: KnnHits(np.concatenate([part[k].top1 for part in parts]), np.concatenate([part[k].top5 for part in parts]))
         for k in ks
     }
-    return KnnResult(hits, len(train), num_unknown)
-
-
-def _check(name: str, part: Features) -> None:
-    if len(part) == 0 or part.dim == 0:
-        raise DataError(f"the {name} features are empty: shape {part.features.shape}")
-    if part.labels is None:
-        raise DataError(f"the {name} features have no labels; k-NN classification needs an array `labels`")
-    bad = np.flatnonzero(~np.isfinite(part.features).all(axis=1))
-    if len(bad):
-        first = [str(part.ids[row]) if part.ids is not None else f"row {row}" for row in bad[:_NUM_NAMED]]
-        raise DataError(
-            f"{len(bad)} of {len(part)} {name} features hold NaN or infinite values ({', '.join(first)}"
-            f"{', …' if len(bad) > _NUM_NAMED else ''}); the weights may be broken, or fp16 too narrow: try fp32"
-        )
-
-
-def _positions(labels: NDArray[np.int64], classes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The place of each label in the sorted classes, -1 where it is none of them."""
-    place = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
-    return np.where(classes[place] == labels, place, -1)
+    return KnnResult(hits, len(train), targets.num_unknown)
 
 
 def score(
@@ -200,7 +163,7 @@ def score(
     defaults = PROTOCOLS[protocol]
     temperature = defaults.temperature if temperature is None else temperature
     start = time.perf_counter()
-    _check("training", train)
+    check_features("training", train)
     result = evaluate(train, test, ks=choose_ks(ks, defaults.ks, len(train)), temperature=temperature)
     headline_k = defaults.headline_k if defaults.headline_k in result.hits else next(iter(result.hits))
     return make_row(
