@@ -7,11 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchssl.errors import DataError
-from patchssl.evaluate.features import Features
+from patchssl.evaluate.features import Features, meta_part
 
 logger = logging.getLogger(__name__)
 
 _NUM_NAMED = 5
+_SAME_IMAGE = 1e-5  # relative difference of features; one image in two batches of fp32 differs less
+_ROUNDING = {"precision"}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -38,7 +40,7 @@ def check_pair(train: Features, test: Features) -> None:
     """Check both parts alone, and that they belong together.
 
     Raises:
-        DataError: as check_features and check_ids, or the widths differ.
+        DataError: as check_features and check_ids, or the widths differ, or the settings that both were made with.
     """
     for name, part in (("training", train), ("test", test)):
         check_features(name, part)
@@ -47,6 +49,11 @@ def check_pair(train: Features, test: Features) -> None:
         raise DataError(
             f"training features are {train.dim} wide, test features {test.dim}; both must come from one model"
         )
+    ours, theirs = (meta_part(part, "settings") for part in (train, test))
+    differing = [name for name in sorted(ours.keys() & theirs.keys() - _ROUNDING) if ours[name] != theirs[name]]
+    if differing:
+        told = "; ".join(f"{name} {ours[name]!r} and {theirs[name]!r}" for name in differing)
+        raise DataError(f"training and test features were made differently ({told}); make both with the same settings")
 
 
 def check_features(name: str, part: Features) -> None:
@@ -91,6 +98,33 @@ def check_ids(name: str, part: Features) -> None:
             f"{len(twice)} ids of the {name} features occur more than once ({', '.join(map(str, twice[:_NUM_NAMED]))}"
             f"{', …' if len(twice) > _NUM_NAMED else ''}); each image must stand once, so remove the repeats"
         )
+
+
+def warn_of_leaks(train: Features, test: Features) -> int:
+    """Count the test images that stand in the training part too, and warn of them: they inflate a score.
+
+    An id may be a path below the part's own folder, so that `train/cat/1.jpg` and `val/cat/1.jpg` share one: an image
+    counts only if its features are the same as well.
+
+    Args:
+        train: (M, D) features; without ids nothing can be told.
+        test: (Q, D) features, likewise.
+    """
+    if train.ids is None or test.ids is None:
+        return 0
+    shared, rows, queries = np.intersect1d(train.ids, test.ids, return_indices=True)
+    ours, theirs = train.features[rows], test.features[queries]
+    same = np.linalg.norm(ours - theirs, axis=1) <= _SAME_IMAGE * np.linalg.norm(ours, axis=1)
+    num_leaked = int(np.count_nonzero(same))
+    if num_leaked:
+        logger.warning(
+            "%d of %d test images have the id and the features of a training image (%s): the score is too high by what "
+            "is only found again; leave them out of one part",
+            num_leaked,
+            len(test),
+            ", ".join(map(str, shared[same][:_NUM_NAMED])) + (", …" if num_leaked > _NUM_NAMED else ""),
+        )
+    return num_leaked
 
 
 def place_labels(train: NDArray[np.int64], test: NDArray[np.int64]) -> Targets:

@@ -279,7 +279,7 @@ def test_the_fingerprint_changes_with_size_name_and_label(tmp_path: Path) -> Non
 
 def test_the_fingerprint_of_a_table_holds_its_labels(tmp_path: Path) -> None:
     draw(tmp_path / "a.png")
-    rows = "path,label,split\na.png,{},train\na.png,x,val\n"
+    rows = "path,label,split\na.png,{},train\nb.png,x,val\n"
     first = open_labelled(write_csv(tmp_path / "t.csv", rows.format("cat")))["train"].fingerprint()
     second = open_labelled(write_csv(tmp_path / "t.csv", rows.format("dog")))["train"].fingerprint()
     assert first != second

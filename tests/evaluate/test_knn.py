@@ -6,7 +6,8 @@ import pytest
 
 from patchssl.errors import ConfigError, DataError
 from patchssl.evaluate.features import Features
-from patchssl.evaluate.knn import choose_ks, evaluate, score
+from patchssl.evaluate.knn import evaluate, score
+from patchssl.evaluate.neighbours import choose_ks
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "knn.npz"
 
@@ -75,7 +76,7 @@ def test_equal_images_vote_in_the_order_of_the_training_set() -> None:
 def test_search_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = random_features(60, seed=4), random_features(31, seed=5)
     whole = evaluate(train, test, ks=[5], temperature=0.07).hits[5].top1
-    monkeypatch.setattr("patchssl.evaluate.knn._CHUNK_NEIGHBOURS", 20)
+    monkeypatch.setattr("patchssl.evaluate.neighbours._CHUNK_NEIGHBOURS", 20)
     np.testing.assert_array_equal(evaluate(train, test, ks=[5], temperature=0.07).hits[5].top1, whole)
 
 
