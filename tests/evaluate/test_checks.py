@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from patchssl.errors import DataError
-from patchssl.evaluate.checks import check_features, check_ids, check_pair, place_labels
+from patchssl.evaluate.checks import check_features, check_ids, check_pair, place_labels, warn_of_leaks
 from patchssl.evaluate.features import Features
 
 
@@ -63,3 +63,28 @@ def test_both_parts_are_checked_and_must_be_of_one_width() -> None:
         check_pair(part(3, dim=4), part(2, dim=5))
     with pytest.raises(DataError, match="of the test features occur more than once"):
         check_pair(part(2), part(2, ["a", "a"]))
+
+
+def test_features_made_with_different_settings_are_refused() -> None:
+    def made(**settings: object) -> Features:
+        return Features(np.ones((2, 2), np.float32), np.arange(2), None, {"settings": settings})
+
+    check_pair(made(token="cls", precision="fp32"), made(token="cls", precision="bf16", image_px=224))
+    with pytest.raises(DataError, match=r"made differently \(image_px 224 and 32; token 'cls' and 'mean'\); make both"):
+        check_pair(made(token="cls", image_px=224), made(token="mean", image_px=32))
+
+
+def test_a_test_image_counts_as_found_again_by_id_and_features(caplog: pytest.LogCaptureFixture) -> None:
+    features = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    train = Features(features, np.zeros(5, np.int64), np.array(["cat/1", "cat/2", "dog/1", "dog/2", "dog/3"]))
+    # The same id with other features, the same features under another id, and two that are the same but for rounding.
+    tests = np.stack([features[0] + 1, features[1], features[3] * (1 + 1e-7), features[4]])
+    test = Features(tests, np.zeros(4, np.int64), np.array(["cat/1", "other", "dog/2", "dog/3"]))
+    with caplog.at_level(logging.WARNING):
+        assert warn_of_leaks(train, test) == 2
+    assert "2 of 4 test images have the id and the features of a training image (dog/2, dog/3)" in caplog.text
+    caplog.clear()
+    for one, other in ((train, Features(tests)), (Features(features), test)):
+        assert warn_of_leaks(one, other) == 0
+    assert warn_of_leaks(train, Features(tests[:1], None, test.ids[:1] if test.ids is not None else None)) == 0
+    assert not caplog.records
