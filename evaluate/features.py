@@ -156,19 +156,25 @@ def model_of(train: Features, test: Features) -> dict[str, Any]:
     return {name: known.get(name, value) for name, value in unknown.items()}
 
 
-def dataset_of(train: Features, test: Features) -> dict[str, Any]:
-    """The `dataset` part of a result row, from the features' `meta`; labels and ids stand in for an unknown one."""
-    parts = {"train": meta_part(train, "dataset"), "test": meta_part(test, "dataset")}
-    prints = {
-        name: parts[name].get("fingerprint") or _labels_hash(part) for name, part in (("train", train), ("test", test))
-    }
-    unnamed = test.meta.get("file", "features")
+def dataset_of(train: Features | None, test: Features) -> dict[str, Any]:
+    """The `dataset` part of a result row, from the features' `meta`; labels and ids stand in for an unknown one.
+
+    Args:
+        train: the training part, or None where the data have no parts.
+        test: the test part, or all of the data.
+    """
+    splits = {"labelled": test} if train is None else {"train": train, "test": test}
+    parts = {name: meta_part(part, "dataset") for name, part in splits.items()}
+    prints = {name: parts[name].get("fingerprint") or _labels_hash(part) for name, part in splits.items()}
+    about, unnamed = meta_part(test, "dataset"), test.meta.get("file", "features")
+    learned = test if train is None else train
     return {
-        "name": parts["test"].get("name", unnamed),
-        "path_name": parts["test"].get("path_name", unnamed),
-        "num_images": len(train) + len(test),
+        "name": about.get("name", unnamed),
+        "path_name": about.get("path_name", unnamed),
+        "num_images": sum(map(len, splits.values())),
+        "num_classes": 0 if learned.labels is None else len(np.unique(learned.labels)),
         "fingerprint": canonical_hash(prints),
-        "splits": {"train": len(train), "test": len(test)},
+        "splits": {name: len(part) for name, part in splits.items()},
         "num_unreadable": sum(part.get("num_unreadable", 0) for part in parts.values()),
     }
 

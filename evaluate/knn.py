@@ -1,6 +1,14 @@
-"""k-NN classification with DINO's protocol (arXiv 2104.14294 §F.1, eval_knn.py): features → hits → row."""
+"""k-NN classification of test images by training images, with the protocols of DINO and DINOv2.
 
-import logging
+`dino` (arXiv 2104.14294 §F.1, eval_knn.py): votes exp(similarity / temperature), classes are those of the training
+images. `dinov2` (arXiv 2304.07193, eval/knn.py): votes are the softmax of similarity / temperature over the
+neighbours of the largest k, classes are 0 to the largest training label. The votes of a query differ by one factor, so
+the best class is the same, but for sums that rounding makes equal, and so is the top 5 as long as no class number is
+without training images: those that are have no votes and come by their number, so that they fill up a top 5 of fewer
+than five classes with votes. Where DINOv2 would count such a number as a hit, here a class without training images is
+always missed.
+"""
+
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,36 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchssl.errors import ConfigError, DataError
+from patchssl.evaluate.checks import Targets, check_features, check_pair, place_labels, warn_of_leaks
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.index import CosineIndex
-from patchssl.evaluate.metrics import KnnHits, knn_hits
+from patchssl.evaluate.metrics import KnnHits
+from patchssl.evaluate.neighbours import KnnProtocol, Voters, check_temperature, choose_ks, classify, metric_values
 from patchssl.evaluate.results import Scored
 from patchssl.evaluate.scoring import make_row
 
-logger = logging.getLogger(__name__)
+PROTOCOLS = {name: KnnProtocol(name=name) for name in ("dino", "dinov2")}
 
-_CHUNK_NEIGHBOURS = 4_000_000
-_NUM_NAMED = 5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class KnnProtocol:
-    """The defaults that a named protocol sets.
-
-    Attributes:
-        name: of the protocol.
-        ks: how many neighbours vote.
-        temperature: of the votes.
-        headline_k: the k to show first, where it was evaluated.
-    """
-
-    name: str
-    ks: tuple[int, ...]
-    temperature: float
-    headline_k: int
-
-
-PROTOCOLS = {"dino": KnnProtocol(name="dino", ks=(10, 20, 100, 200), temperature=0.07, headline_k=20)}
+# A query's votes are a row of as many numbers as classes; only gaps in the labels make more than training images.
+_MOST_NUMBERED = 1_000_000
+_MEANINGS = {
+    "dino": {"weight": "exp(similarity / temperature)"},
+    "dinov2": {"weight": "softmax(similarity / temperature)", "classes": "0 to the largest training label"},
+}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -56,116 +50,65 @@ class KnnResult:
     num_unknown: int
 
 
-def choose_ks(given: Sequence[int] | None, defaults: Sequence[int], num_train: int) -> tuple[int, ...]:
-    """Decide how many neighbours vote.
-
-    Args:
-        given: what the user asked for, or None.
-        defaults: the protocol's, of which those above M are left out with a warning; if all are, M itself is taken.
-        num_train: M.
-
-    Returns:
-        Each k once, ascending.
-
-    Raises:
-        ConfigError: a k that the user gave is below 1 or above M.
-    """
-    if given is not None:
-        wrong = [k for k in given if not 1 <= k <= num_train]
-        if wrong or not given:
-            raise ConfigError(
-                f"k is {', '.join(map(str, wrong)) or 'empty'}; allowed: 1 to {num_train}, as many as training images"
-            )
-        return tuple(sorted(set(given)))
-    possible = tuple(k for k in defaults if k <= num_train) or (num_train,)
-    if possible != tuple(defaults):
-        logger.warning(
-            "%d training images are too few for k = %s; evaluating k = %s",
-            num_train,
-            ", ".join(map(str, defaults)),
-            ", ".join(map(str, possible)),
-        )
-    return possible
-
-
-def evaluate(train: Features, test: Features, *, ks: Sequence[int], temperature: float) -> KnnResult:
+def evaluate(
+    train: Features, test: Features, *, ks: Sequence[int], temperature: float, protocol: str = "dino"
+) -> KnnResult:
     """Classify test features by their nearest training features.
 
     Both sets are L2-normalised; one exact search serves every k.
 
     Args:
-        train: (M, D) with labels, any integers.
+        train: (M, D) with labels, any integers; for `dinov2` from 0.
         test: (Q, D) with labels.
         ks: each 1 <= k <= M.
         temperature: of the votes.
+        protocol: one of PROTOCOLS, for votes and classes.
 
     Raises:
-        ConfigError: the temperature is not above 0, or a k is not in 1 … M.
-        DataError: a set is empty, has no labels or non-finite features, or the widths differ.
+        ConfigError: the temperature is not above 0, a k is not in 1 … M, or the protocol is unknown.
+        DataError: a set is empty, has no labels, non-finite features or an id twice, the widths differ, or labels
+            cannot be class numbers of `dinov2`.
     """
-    for name, part in (("training", train), ("test", test)):
-        _check(name, part)
-    if train.dim != test.dim:
-        raise DataError(
-            f"training features are {train.dim} wide, test features {test.dim}; both must come from one model"
-        )
-    if not temperature > 0 or not np.isfinite(temperature):
-        raise ConfigError(f"temperature is {temperature}; it must be above 0")
+    _check_protocol(protocol)
+    check_pair(train, test)
+    check_temperature(temperature)
     ks = choose_ks(ks, (), len(train))
     assert train.labels is not None
     assert test.labels is not None
-    classes, train_classes = np.unique(train.labels, return_inverse=True)
-    targets = _positions(test.labels, classes)
-    num_unknown = int(np.count_nonzero(targets < 0))
-    if num_unknown:
-        missing = np.unique(test.labels[targets < 0])
-        logger.warning(
-            "%d of %d test images are of %d classes without training images (labels %s) and count as wrong",
-            num_unknown,
-            len(test),
-            len(missing),
-            ", ".join(map(str, missing[:_NUM_NAMED])) + (", …" if len(missing) > _NUM_NAMED else ""),
-        )
-    index = CosineIndex(train.features)
-    parts: list[dict[int, KnnHits]] = []
-    step = max(1, _CHUNK_NEIGHBOURS // max(ks))
-    for start in range(0, len(test), step):
-        similarities, rows = index.search(test.features[start : start + step], max(ks))
-        parts.append(
-            knn_hits(
-                similarities,
-                train_classes[rows],
-                targets[start : start + step],
-                num_classes=len(classes),
-                ks=ks,
-                temperature=temperature,
-            )
-        )
-    hits = {
-        k: KnnHits(np.concatenate([part[k].top1 for part in parts]), np.concatenate([part[k].top5 for part in parts]))
-        for k in ks
-    }
-    return KnnResult(hits, len(train), num_unknown)
+    numbered = protocol == "dinov2"
+    if numbered:
+        _check_numbers(train.labels)
+    found = place_labels(train.labels, test.labels)
+    targets = _numbered(found) if numbered else found
+    voters = Voters(CosineIndex(train.features), targets.train, len(targets.classes))
+    hits = classify(voters, test.features, targets.test, ks=ks, temperature=temperature, softmax=numbered)
+    return KnnResult(hits, len(train), found.num_unknown)
 
 
-def _check(name: str, part: Features) -> None:
-    if len(part) == 0 or part.dim == 0:
-        raise DataError(f"the {name} features are empty: shape {part.features.shape}")
-    if part.labels is None:
-        raise DataError(f"the {name} features have no labels; k-NN classification needs an array `labels`")
-    bad = np.flatnonzero(~np.isfinite(part.features).all(axis=1))
-    if len(bad):
-        first = [str(part.ids[row]) if part.ids is not None else f"row {row}" for row in bad[:_NUM_NAMED]]
+def _check_protocol(name: str) -> None:
+    if name not in PROTOCOLS:
+        raise ConfigError(
+            f"protocol {name!r} is unknown to k-NN; allowed: {', '.join(PROTOCOLS)}; few-shot and leave-one-out have "
+            "modules of their own"
+        )
+
+
+def _check_numbers(labels: NDArray[np.int64]) -> None:
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest >= max(_MOST_NUMBERED, len(labels)):
         raise DataError(
-            f"{len(bad)} of {len(part)} {name} features hold NaN or infinite values ({', '.join(first)}"
-            f"{', …' if len(bad) > _NUM_NAMED else ''}); the weights may be broken, or fp16 too narrow: try fp32"
+            f"training labels are {lowest} to {highest}, and dinov2 takes every number from 0 to the largest for a "
+            f"class, at most {max(_MOST_NUMBERED, len(labels)):,}; number the classes from 0, or take --protocol dino"
         )
 
 
-def _positions(labels: NDArray[np.int64], classes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The place of each label in the sorted classes, -1 where it is none of them."""
-    place = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
-    return np.where(classes[place] == labels, place, -1)
+def _numbered(targets: Targets) -> Targets:
+    """Every number from 0 to the largest label as a class, in the place of the labels that occur."""
+    return Targets(
+        np.arange(targets.classes[-1] + 1),
+        targets.classes[targets.train],
+        np.where(targets.test < 0, -1, targets.classes[targets.test]),
+    )
 
 
 def score(
@@ -195,25 +138,26 @@ def score(
         ConfigError: the protocol is unknown, or an option is out of range.
         DataError: the features cannot be evaluated.
     """
-    if protocol not in PROTOCOLS:
-        raise ConfigError(f"protocol {protocol!r} is unknown to k-NN; allowed: {', '.join(PROTOCOLS)}")
+    _check_protocol(protocol)
     defaults = PROTOCOLS[protocol]
     temperature = defaults.temperature if temperature is None else temperature
     start = time.perf_counter()
-    _check("training", train)
-    result = evaluate(train, test, ks=choose_ks(ks, defaults.ks, len(train)), temperature=temperature)
-    headline_k = defaults.headline_k if defaults.headline_k in result.hits else next(iter(result.hits))
+    check_features("training", train)
+    chosen = choose_ks(ks, defaults.ks, len(train))
+    result = evaluate(train, test, ks=chosen, temperature=temperature, protocol=protocol)
+    num_leaked = warn_of_leaks(train, test)
     return make_row(
         task="knn",
         protocol=protocol,
         train=train,
         test=test,
-        values={f"{name}@k{k}": getattr(hits, name) for k, hits in result.hits.items() for name in ("top1", "top5")},
-        headline=f"top1@k{headline_k}",
-        meaning={"similarity": "cosine", "weight": "exp(similarity / temperature)", "temperature": temperature},
+        values=metric_values(result.hits),
+        headline=defaults.headline(chosen),
+        meaning={"similarity": "cosine", **_MEANINGS[protocol], "temperature": temperature},
         # The headline names the k; further ks beside it change nothing about its meaning.
-        settings={"k": list(result.hits), "index": "Flat", "num_unknown_class": result.num_unknown},
+        settings={"k": list(chosen), "index": "Flat", "num_unknown_class": result.num_unknown},
         seconds={"features": features_s, "evaluate": time.perf_counter() - start},
         device=device,
         seed=seed,
+        details={"num_test_in_train": num_leaked},
     )

@@ -33,11 +33,15 @@ def knn_hits(
     num_classes: int,
     ks: Sequence[int],
     temperature: float,
+    softmax: bool = False,
 ) -> dict[int, KnnHits]:
     """Weighted k-NN classification (Wu et al., CVPR 2018, as in DINO, arXiv 2104.14294 §F.1).
 
     Each of the first k neighbours votes for its class with weight exp(similarity / temperature). Classes are ordered
     by the sum of their votes; of equal sums the lower class number comes first, classes without votes included.
+
+    DINOv2 (arXiv 2304.07193, eval/knn.py) divides the weights by their sum over all K neighbours, whatever k is. That
+    is one factor for all classes of a query, so the order is the same but for sums that rounding makes equal.
 
     Args:
         similarities: (Q, K) of the neighbours, best first.
@@ -46,6 +50,7 @@ def knn_hits(
         num_classes: C.
         ks: how many neighbours vote, each 1 <= k <= K.
         temperature: above 0.
+        softmax: weights are a softmax over the K neighbours.
 
     Returns:
         The hits for every k.
@@ -60,7 +65,11 @@ def knn_hits(
     for start in range(0, num_queries, rows):
         part = slice(start, start + rows)
         ranks = _vote_ranks(
-            similarities[part], neighbour_classes[part], targets[part], num_classes, sorted(set(ks)), temperature
+            _weights(similarities[part], temperature, softmax=softmax),
+            neighbour_classes[part],
+            targets[part],
+            num_classes,
+            sorted(set(ks)),
         )
         for k, rank in ranks.items():
             hits[k].top1[part] = rank < 1
@@ -68,19 +77,23 @@ def knn_hits(
     return hits
 
 
+def _weights(similarities: NDArray[np.float32], temperature: float, *, softmax: bool) -> NDArray[np.float64]:
+    """(q, K) votes of the neighbours, best first."""
+    # One factor for all votes of a query changes no order, and keeps exp finite at any temperature.
+    exponents = similarities.astype(np.float64)
+    weights: NDArray[np.float64] = np.exp((exponents - exponents[:, :1]) / temperature)
+    return weights / weights.sum(axis=1, keepdims=True) if softmax else weights
+
+
 def _vote_ranks(
-    similarities: NDArray[np.float32],
+    weights: NDArray[np.float64],
     classes: NDArray[np.int64],
     targets: NDArray[np.int64],
     num_classes: int,
     ks: list[int],
-    temperature: float,
 ) -> dict[int, NDArray[np.int64]]:
     """For each k of ascending ks: (q,) how many classes stand before the true one, beyond any hit if it is unknown."""
-    num_queries = len(similarities)
-    # One factor for all votes of a query changes no order, and keeps exp finite at any temperature.
-    exponents = similarities.astype(np.float64)
-    weights = np.exp((exponents - exponents[:, :1]) / temperature)  # (q, K)
+    num_queries = len(weights)
     cells = np.arange(num_queries)[:, None] * num_classes + classes  # (q, K)
     known = (targets >= 0) & (targets < num_classes)
     safe = np.where(known, targets, 0)[:, None]  # (q, 1)
@@ -156,5 +169,49 @@ def bootstrap_means(
 
 def percentile_interval(means: NDArray[np.float64], *, level: float) -> tuple[float, float]:
     """The ends between which a share `level` of the (R,) resampled means lies, the rest cut off evenly."""
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def two_way_interval(
+    values: NDArray[np.bool_] | NDArray[np.float64], *, seed: int, num_resamples: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of the mean of a table whose rows and columns are both samples (Owen, 2007).
+
+    Where every draw of training images is tested on the same test images, the cells are not independent: the mean
+    moves with the draws and with the images. The pigeonhole bootstrap (Annals of Applied Statistics 1(2), 386-411)
+    resamples rows and columns independently, each with replacement, and takes every cell where they meet. It counts
+    the variance of single cells about three times, which is little beside that of rows and columns, and the variance
+    between R rows as (R - 1) / R of itself, as the plain bootstrap does: few rows give too narrow an interval, and of
+    one row it is the bootstrap over the columns alone.
+
+    Args:
+        values: (R, Q), for instance R draws and Q images; finite.
+        seed: of the resampling.
+        num_resamples: how many means the percentiles are taken of.
+        level: probability between the ends.
+
+    Returns:
+        The lower and the upper end.
+
+    Raises:
+        DataError: no values, or some are not finite.
+    """
+    table = np.asarray(values, dtype=np.float64)
+    num_rows, num_columns = table.shape
+    if table.size == 0:
+        raise DataError(f"no values to take an interval of: the shape is {table.shape}")
+    if not np.isfinite(table).all():
+        raise DataError(f"{np.count_nonzero(~np.isfinite(table))} of {table.size} values are not finite")
+    distinct, counts = np.unique(table, axis=1, return_counts=True)  # (R, distinct)
+    # Two streams, so that the size of the chunks changes nothing.
+    of_columns, of_rows = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    step = max(1, _CHUNK_VALUES // (len(counts) + num_rows))
+    means = np.empty(num_resamples)
+    for start in range(0, num_resamples, step):
+        size = min(step, num_resamples - start)
+        columns = of_columns.multinomial(num_columns, counts / num_columns, size=size)  # (size, distinct)
+        rows = of_rows.multinomial(num_rows, np.full(num_rows, 1 / num_rows), size=size)  # (size, R)
+        means[start : start + size] = (columns @ distinct.T * rows).sum(axis=1) / table.size
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -1,6 +1,6 @@
 """What every evaluation ends with: outcomes of each image → metrics with intervals → a row."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from patchssl.environment import environment
 from patchssl.evaluate.features import Features, dataset_of, meta_part, model_of
-from patchssl.evaluate.metrics import bootstrap_interval
+from patchssl.evaluate.metrics import TOP_N, bootstrap_interval
 from patchssl.evaluate.results import NOT_COMPARED, Metric, Outcomes, Row, Scored, comparability, now
 
 
@@ -16,7 +16,7 @@ def make_row(
     *,
     task: str,
     protocol: str,
-    train: Features,
+    train: Features | None,
     test: Features,
     values: Mapping[str, NDArray[Any]],
     headline: str,
@@ -26,13 +26,15 @@ def make_row(
     device: str,
     seed: int,
     details: Mapping[str, Any] | None = None,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
 ) -> Scored:
     """Put a row together.
 
     Args:
         task: of the row.
         protocol: of the row.
-        train: the features that were learned from; model, data and preprocessing are read from their `meta`.
+        train: the features that were learned from; model, data and preprocessing are read from their `meta`. None where
+            there is no such part, and the tested images themselves were learned from.
         test: the features that were tested.
         values: (Q,) outcome of every test image for each metric; NaN where an image does not count.
         headline: the metric to show first.
@@ -41,18 +43,20 @@ def make_row(
         seconds: `features` and `evaluate`.
         device: where the features were computed.
         seed: of the bootstrap and of fresh weights.
-        details: what else to keep.
+        details: what else to keep; `chance` is added, what guessing gives for each metric where that is known.
+        intervals: 95 % intervals of metrics where the bootstrap over the images is not the right one.
     """
     dataset = dataset_of(train, test)
+    guess = chance(values, dataset["num_classes"])
     features = meta_part(test, "settings")
     compared = {name: value for name, value in features.items() if name not in NOT_COMPARED}
     row = Row(
         task=task,
         protocol=protocol,
         dataset=dataset,
-        model=model_of(train, test),
+        model=model_of(test if train is None else train, test),
         settings={**features, **meaning, **settings},
-        metrics={name: _metric(outcomes, seed) for name, outcomes in values.items()},
+        metrics={name: _metric(outcomes, seed, (intervals or {}).get(name)) for name, outcomes in values.items()},
         headline=headline,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         environment=environment(device),
@@ -64,12 +68,29 @@ def make_row(
             fingerprint=dataset["fingerprint"],
             settings={**compared, **meaning, "headline": headline, "splits": dataset["splits"]},
         ),
-        details=dict(details or {}),
+        details={**({"chance": guess} if guess else {}), **(details or {})},
     )
     return Scored(row, Outcomes(test.ids, values))
 
 
-def _metric(values: NDArray[Any], seed: int) -> Metric:
+def chance(metrics: Iterable[str], num_classes: int) -> dict[str, float]:
+    """What a uniform guess among the training classes gives, for metrics named `top1…` and `top5…`.
+
+    Args:
+        metrics: names; of `top5@kK` the first min(5, K) classes count, as in the metric itself.
+        num_classes: C.
+    """
+    guesses = {}
+    for name in metrics:
+        kind, _, k = name.partition("@k")
+        num_named = {"top1": 1, f"top{TOP_N}": TOP_N}.get(kind)
+        if num_named is not None and num_classes:
+            num_named = min(num_named, int(k)) if k else num_named
+            guesses[name] = min(num_named, num_classes) / num_classes
+    return guesses
+
+
+def _metric(values: NDArray[Any], seed: int, interval: tuple[float, float] | None) -> Metric:
     counted = values[~np.isnan(values)] if values.dtype.kind == "f" else values
-    low, high = bootstrap_interval(counted, seed=seed)
+    low, high = bootstrap_interval(counted, seed=seed) if interval is None else interval
     return Metric(value=float(counted.mean()), ci95_low=low, ci95_high=high, num=len(counted))

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +18,14 @@ from patchssl.cli.features import compute_features
 from patchssl.cli.logs import configure_logging
 from patchssl.cli.options import format_option, no_record_option, quiet_option, results_option, seed_option
 from patchssl.cli.output import print_row
+
+if TYPE_CHECKING:
+    from patchssl.data.images import ImageSource
+    from patchssl.evaluate.features import Features
+    from patchssl.evaluate.results import Scored
+
+LEAVE_ONE_OUT, FEW_SHOT = "leave-one-out", "few-shot"
+PROTOCOLS = ("dino", "dinov2", LEAVE_ONE_OUT, FEW_SHOT)
 
 
 def _counts(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -44,10 +53,12 @@ def _counts(context: click.Context, option: click.Parameter, value: str | None) 
 @click.option("--test-features", type=click.Path(path_type=Path), metavar="FILE", help="The same for the test images.")
 @click.option(
     "--protocol",
-    type=click.Choice(["dino"]),
+    type=click.Choice(PROTOCOLS),
     default="dino",
     show_default=True,
-    help="dino: class token, shorter side resized bicubically, centre crop, cosine, votes exp(similarity / T).",
+    help="dino: class token, shorter side resized bicubically, centre crop, cosine, votes exp(similarity / T). "
+    "dinov2: the same with votes softmax(similarity / T) and classes from 0 to the largest label. leave-one-out: data "
+    "without a test part, each image by all others. few-shot: few training images of each class, drawn several times.",
 )
 @click.option(
     "--k", "ks", callback=_counts, metavar="K,K,…", show_default="10,20,100,200", help="Neighbours that vote."
@@ -58,6 +69,20 @@ def _counts(context: click.Context, option: click.Parameter, value: str | None) 
     metavar="T",
     show_default="0.07",
     help="The lower, the more the nearest neighbours count.",
+)
+@click.option(
+    "--shots",
+    type=click.IntRange(min=1),
+    metavar="N",
+    show_default="16",
+    help="few-shot: training images of each class; all of a class that has fewer.",
+)
+@click.option(
+    "--draws",
+    type=click.IntRange(min=1),
+    metavar="N",
+    show_default="5",
+    help="few-shot: how often they are drawn, by --seed; the result is the mean.",
 )
 @model_options
 @compute_options
@@ -76,6 +101,8 @@ def knn(
     protocol: str,
     ks: tuple[int, ...] | None,
     temperature: float | None,
+    shots: int | None,
+    draws: int | None,
     model_options: ModelOptions,
     compute: ComputeOptions,
     seed: int,
@@ -87,44 +114,37 @@ def knn(
     """Classify the test images of DATA by their nearest training images.
 
     DATA is an image folder with train/ and val/ (or test/), a CIFAR python folder, or a CSV file with the columns
-    path, label and split.
+    path, label and split. With leave-one-out it has no such parts: a folder with a folder per class, or a CSV file
+    with the columns path and label.
 
     \b
     Examples:
       patchssl eval knn cifar10 --model runs/cifar10
+      patchssl eval knn cifar10 --model runs/cifar10 --protocol few-shot --shots 5
+      patchssl eval knn my-classes --model runs/cifar10 --protocol leave-one-out
       patchssl eval knn --train-features train.npz --test-features val.npz --k 20 --format json
     """  # noqa: D301 - the backslash is Click's mark for text that keeps its lines
     configure_logging(quiet=quiet)
-    from_files = features_are_given(context, data, model, ("train_features", "test_features"), OF_IMAGES)
+    from_files = _check_usage(context, data, model, protocol)
     if model is not None:
         model_options.check(model)
 
-    from patchssl.evaluate.knn import choose_ks, score
     from patchssl.evaluate.results import record
 
     start = time.perf_counter()
     if from_files:
-        from patchssl.evaluate.features import load_features
-
-        assert train_features is not None
-        assert test_features is not None
-        train, test = load_features(train_features), load_features(test_features)
+        parts = _load(train_features, test_features)
     else:
-        from patchssl.data.sources import open_labelled
-
         assert data is not None
         assert model is not None
-        # The reference protocol ignores EXIF orientation.
-        sources = open_labelled(data, apply_exif=False)
-        if ks is not None:
-            choose_ks(ks, (), len(sources["train"]))
+        sources = _open(data, protocol, ks)
         backbone = model_options.load(model, device=compute.device, seed=seed)
-        features = compute_features(sources, backbone, ["cls"], compute=compute, quiet=quiet)
-        train, test = features["train"]["cls"], features["test"]["cls"]
-    scored = score(
-        train,
-        test,
-        protocol=protocol,
+        computed = compute_features(sources, backbone, ["cls"], compute=compute, quiet=quiet)
+        parts = [features["cls"] for features in computed.values()]
+    scored = _score(
+        protocol,
+        parts,
+        {"shots": shots, "draws": draws},
         ks=ks,
         temperature=temperature,
         features_s=time.perf_counter() - start,
@@ -134,3 +154,50 @@ def knn(
     print_row(scored.row, output_format)
     if not no_record:
         record(results, scored)
+
+
+def _check_usage(context: click.Context, data: object, model: object, protocol: str) -> bool:
+    """Whether features come from files; refuses options that the protocol does not have."""
+    if protocol != FEW_SHOT:
+        useless = [f"--{name}" for name in ("shots", "draws") if context.params[name] is not None]
+        if useless:
+            raise click.UsageError(f"{' and '.join(useless)} change nothing but --protocol {FEW_SHOT}; leave them out")
+    files = ["train_features", "test_features"]
+    if protocol == LEAVE_ONE_OUT:
+        files.pop()
+        if context.params["test_features"] is not None:
+            raise click.UsageError(f"--protocol {LEAVE_ONE_OUT} has no test part; give --train-features alone")
+    return features_are_given(context, data, model, files, OF_IMAGES)
+
+
+def _load(*files: Path | None) -> "list[Features]":
+    from patchssl.evaluate.features import load_features
+
+    return [load_features(file) for file in files if file is not None]
+
+
+def _open(data: Path, protocol: str, ks: tuple[int, ...] | None) -> "dict[str, ImageSource]":
+    """The parts of the data, after a look at whether there are enough images for each k."""
+    from patchssl.data.sources import open_classes, open_labelled
+    from patchssl.evaluate.neighbours import choose_ks
+
+    # The reference protocol ignores EXIF orientation.
+    if protocol == LEAVE_ONE_OUT:
+        sources = {"labelled": open_classes(data, apply_exif=False)}
+        num_voters = len(sources["labelled"]) - 1
+    else:
+        sources = open_labelled(data, apply_exif=False)
+        num_voters = len(sources["train"])
+    if ks is not None and protocol != FEW_SHOT:  # which clips them
+        choose_ks(ks, (), num_voters)
+    return sources
+
+
+def _score(protocol: str, parts: "list[Features]", drawing: dict[str, int | None], **options: Any) -> "Scored":
+    from patchssl.evaluate import few_shot, knn, leave_one_out
+
+    if protocol == LEAVE_ONE_OUT:
+        return leave_one_out.score(*parts, **options)
+    if protocol == FEW_SHOT:
+        return few_shot.score(*parts, **drawing, **options)
+    return knn.score(*parts, protocol=protocol, **options)

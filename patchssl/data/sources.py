@@ -10,7 +10,7 @@ import numpy as np
 from patchssl.data.cifar import is_cifar, open_cifar
 from patchssl.data.decode import IMAGE_SUFFIXES
 from patchssl.data.images import FileSource, ImageSource
-from patchssl.data.tables import labelled_table, unlabelled_table
+from patchssl.data.tables import classes_table, labelled_table, unlabelled_table
 from patchssl.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -52,32 +52,77 @@ def open_labelled(path: str | os.PathLike[str], *, apply_exif: bool = True) -> d
         return labelled_table(data, apply_exif=apply_exif)
     if is_cifar(data):
         return {"train": open_cifar(data, train=True), "test": open_cifar(data, train=False)}
-    test = next((data / name for name in TEST_FOLDERS if (data / name).is_dir()), None)
+    test = _test_folder(data)
     if test is None or not (data / "train").is_dir():
-        found = ", ".join(sorted(entry.name for entry in data.iterdir())[:8]) or "nothing"
-        raise DataError(f"{data} must hold train/ and val/ (or test/) with a folder per class; found: {found}")
-    folders = {"train": data / "train", "test": test}
-    ids = {part: tuple(_walk(folder)) for part, folder in folders.items()}
-    for part, folder in folders.items():
-        if not ids[part]:
-            raise DataError(f"{folder} holds no image files{_contents(folder)}; suffixes read: {_suffixes()}")
-        loose = [name for name in ids[part] if len(Path(name).parts) < 2]
-        if loose:
-            raise DataError(f"{folder}: {len(loose)} images lie outside a class folder, for instance {loose[0]}")
-    classes = tuple(sorted({Path(name).parts[0] for names in ids.values() for name in names}))
-    number = {name: index for index, name in enumerate(classes)}
-    return {
-        part: FileSource(
-            folder,
-            ids[part],
-            np.array([number[Path(name).parts[0]] for name in ids[part]], dtype=np.int64),
-            classes,
-            data.resolve().name,
-            str(path),
-            apply_exif,
+        raise DataError(
+            f"{data} must hold train/ and val/ (or test/) with a folder per class; found: {_entries(data)}. Class "
+            "folders without such parts are for eval knn --protocol leave-one-out"
         )
+    folders = {"train": data / "train", "test": test}
+    ids = {part: _in_class_folders(folder) for part, folder in folders.items()}
+    classes = tuple(sorted({Path(name).parts[0] for names in ids.values() for name in names}))
+    return {
+        part: _by_class(folder, ids[part], classes, data, str(path), apply_exif=apply_exif)
         for part, folder in folders.items()
     }
+
+
+def open_classes(path: str | os.PathLike[str], *, apply_exif: bool = True) -> ImageSource:
+    """Open DATA of `eval knn --protocol leave-one-out`: labelled images without parts for training and testing.
+
+    An image folder with a folder per class, or a CSV with the columns path and label.
+
+    Raises:
+        DataError: nothing there, images outside class folders, one class only, or data that have such parts: which of
+            their images were meant cannot be told.
+    """
+    data = _existing(path)
+    if data.is_file():
+        return classes_table(data, apply_exif=apply_exif)
+    if is_cifar(data):
+        raise DataError(
+            f"{data} has a training and a test part; leave-one-out is for data without: take --protocol dino"
+        )
+    test = _test_folder(data)
+    if test is not None and (data / "train").is_dir():
+        raise DataError(
+            f"{data} has train/ and {test.name}/; leave-one-out is for class folders without such parts: give "
+            f"{data / 'train'} or {test}, or take --protocol dino"
+        )
+    ids = _in_class_folders(data)
+    classes = tuple(sorted({Path(name).parts[0] for name in ids}))
+    if len(classes) < 2:
+        raise DataError(f"{data} must hold a folder per class, at least two with images; found: {_entries(data)}")
+    return _by_class(data, ids, classes, data, str(path), apply_exif=apply_exif)
+
+
+def _test_folder(data: Path) -> Path | None:
+    return next((data / name for name in TEST_FOLDERS if (data / name).is_dir()), None)
+
+
+def _entries(folder: Path) -> str:
+    """What a folder holds, in short."""
+    return ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+
+
+def _in_class_folders(folder: Path) -> tuple[str, ...]:
+    """Relative paths of all image files, each of which lies in a folder that names its class."""
+    ids = tuple(_walk(folder))
+    if not ids:
+        raise DataError(f"{folder} holds no image files{_contents(folder)}; suffixes read: {_suffixes()}")
+    loose = [name for name in ids if len(Path(name).parts) < 2]
+    if loose:
+        raise DataError(f"{folder}: {len(loose)} images lie outside a class folder, for instance {loose[0]}")
+    return ids
+
+
+def _by_class(
+    folder: Path, ids: tuple[str, ...], classes: tuple[str, ...], data: Path, location: str, *, apply_exif: bool
+) -> FileSource:
+    """Images whose class is the first folder of their path."""
+    number = {name: index for index, name in enumerate(classes)}
+    labels = np.array([number[Path(name).parts[0]] for name in ids], dtype=np.int64)
+    return FileSource(folder, ids, labels, classes, data.resolve().name, location, apply_exif)
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:

@@ -1,6 +1,8 @@
 """CSV files that list images, and perhaps their labels and splits."""
 
 import csv
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from patchssl.errors import DataError
 
 TRAIN_SPLITS = ("train",)
 TEST_SPLITS = ("val", "test")
+_NUM_NAMED = 5
 
 
 def unlabelled_table(path: Path, *, apply_exif: bool) -> FileSource:
@@ -23,7 +26,7 @@ def unlabelled_table(path: Path, *, apply_exif: bool) -> FileSource:
 
 
 def read_table(
-    path: Path, *, required: Sequence[str], allowed: Mapping[str, Sequence[str]] | None = None
+    path: Path, *, required: Sequence[str], allowed: Mapping[str, Sequence[str]] | None = None, hint: str = ""
 ) -> list[dict[str, str]]:
     """Read a CSV file with a header.
 
@@ -31,6 +34,7 @@ def read_table(
         path: the file, UTF-8 with or without a byte order mark.
         required: columns that must be there and filled in every row.
         allowed: the values that a required column may have.
+        hint: what to say besides where a column is missing.
 
     Raises:
         DataError: a required column is missing, or empty in some row, a value is not allowed, there are no rows, or
@@ -45,7 +49,7 @@ def read_table(
             if missing:
                 raise DataError(
                     f"{path} has the columns {', '.join(columns) or '(none)'}; needed, separated by commas: "
-                    f"{', '.join(required)} (missing: {', '.join(missing)})"
+                    f"{', '.join(required)} (missing: {', '.join(missing)}){hint}"
                 )
             for row in reader:
                 _check_row(f"{path} line {reader.line_num}", row, required, allowed or {})
@@ -82,9 +86,16 @@ def labelled_table(path: Path, *, apply_exif: bool) -> dict[str, ImageSource]:
     """The "train" and "test" images of a CSV file with the columns path, label and split.
 
     Raises:
-        DataError: a column is missing or empty somewhere, a split is unknown, or one has no rows.
+        DataError: a column is missing or empty somewhere, a split is unknown, or one has no rows, or an image stands in
+            several rows.
     """
-    rows = read_table(path, required=("path", "label", "split"), allowed={"split": TRAIN_SPLITS + TEST_SPLITS})
+    rows = read_table(
+        path,
+        required=("path", "label", "split"),
+        allowed={"split": TRAIN_SPLITS + TEST_SPLITS},
+        hint="; images without splits are for eval knn --protocol leave-one-out",
+    )
+    _check_repeats(path, rows)
     classes = tuple(sorted({row["label"] for row in rows}))
     parts: dict[str, ImageSource] = {}
     for part, splits in (("train", TRAIN_SPLITS), ("test", TEST_SPLITS)):
@@ -93,3 +104,34 @@ def labelled_table(path: Path, *, apply_exif: bool) -> dict[str, ImageSource]:
             raise DataError(f"{path} has no row of the split {' or '.join(splits)}")
         parts[part] = _source(path, chosen, labelled=True, apply_exif=apply_exif, classes=classes)
     return parts
+
+
+def classes_table(path: Path, *, apply_exif: bool) -> FileSource:
+    """The images of a CSV file with the columns path and label, and without splits.
+
+    Raises:
+        DataError: a column is missing or empty somewhere, there is a column `split`, an image stands in several rows,
+            or there is one class only.
+    """
+    rows = read_table(path, required=("path", "label"))
+    if "split" in rows[0]:
+        raise DataError(
+            f"{path} has a column split; leave-one-out is for images without splits: leave the column out, or take "
+            "--protocol dino"
+        )
+    _check_repeats(path, rows)
+    classes = tuple(sorted({row["label"] for row in rows}))
+    if len(classes) < 2:
+        raise DataError(f"{path} has one label only, {classes[0]}; at least two classes are needed")
+    return _source(path, rows, labelled=True, apply_exif=apply_exif, classes=classes)
+
+
+def _check_repeats(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    counts = Counter(os.path.normpath(row["path"]) for row in rows)
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{path}: {len(repeated)} images stand in more than one row ({', '.join(repeated[:_NUM_NAMED])}"
+            f"{', …' if len(repeated) > _NUM_NAMED else ''}); an image has one label and is in one split, or it would "
+            "be found again as itself: keep one row of each"
+        )

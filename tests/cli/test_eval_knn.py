@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,6 +158,16 @@ def test_unreadable_images_are_listed_and_counted_up_to_the_limit(
         (["DATA", "--model", TINY, "--k", ""], "is no list of whole numbers"),
         (["DATA", "--model", TINY, "--temperature", "0"], "not in the range"),
         (["DATA", "--model", TINY, "--protocol", "other"], "'other'"),
+        (
+            ["DATA", "--model", TINY, "--shots", "3", "--draws", "2"],
+            "--shots and --draws change nothing but --protocol",
+        ),
+        (["DATA", "--model", TINY, "--protocol", "dinov2", "--draws", "2"], "--draws change nothing but"),
+        (["DATA", "--model", TINY, "--protocol", "few-shot", "--shots", "0"], "0 is not in the range"),
+        (["--protocol", "leave-one-out"], "give DATA and --model, or --train-features"),
+        (["--train-features", "a", "--test-features", "b", "--protocol", "leave-one-out"], "has no test part"),
+        (["DATA", "--train-features", "a", "--protocol", "leave-one-out"], "not both"),
+        (["--train-features", "a", "--protocol", "few-shot"], "give both"),
     ],
 )
 def test_wrong_usage(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,6 +205,94 @@ def test_a_class_only_in_the_test_part_counts_as_wrong(images: Path, capsys: pyt
     assert json.loads(out)["metrics"]["top1@k1"]["value"] == pytest.approx(6 / 9)
     assert json.loads(out)["settings"]["num_unknown_class"] == 3
     assert "3 of 9 test images are of 1 classes without training images" in err
+
+
+def result_of(command: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main([*command, "--no-record", "--format", "json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert isinstance(row, dict)
+    return row
+
+
+def test_dinov2_gives_the_numbers_of_dino_in_a_column_of_its_own(
+    features: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    dino, dinov2 = (result_of(["eval", "knn", *features, "--protocol", name], capsys) for name in ("dino", "dinov2"))
+    assert dino["metrics"] == dinov2["metrics"]
+    assert dinov2["protocol"] == "dinov2"
+    assert dinov2["settings"]["weight"] == "softmax(similarity / temperature)"
+    assert dino["comparability"] != dinov2["comparability"]
+    assert dino["details"]["chance"]["top1@k20"] == pytest.approx(1 / dino["dataset"]["num_classes"])
+
+
+def test_few_shot_from_feature_files(features: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["eval", "knn", *features, "--protocol", "few-shot", "--shots", "3", "--draws", "4", "--k", "1,500"]
+    row = result_of(command, capsys)
+    num_drawn = 3 * row["dataset"]["num_classes"]
+    wanted = {"shots": 3, "draws": 4, "k": [1, num_drawn], "k_clipped": [500], "num_drawn": num_drawn}
+    assert wanted.items() <= row["settings"].items()
+    values = row["details"]["draws"]["top1@k1"]
+    assert len(values) == 4
+    assert row["metrics"]["top1@k1"]["value"] == pytest.approx(sum(values) / 4)
+    assert result_of(command, capsys)["metrics"] == row["metrics"]
+    assert result_of([*command, "--seed", "1"], capsys)["details"]["draws"] != row["details"]["draws"]
+
+
+def test_few_shot_on_images(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = on_images(images, "--protocol", "few-shot", "--quiet", "--results", str(tmp_path / "rows"))
+    assert main([*command, "--shots", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("knn (few-shot) of ")
+    assert "a draw has 4 training images, too few for k = 10, 20, 100, 200; evaluating k = 4" in err
+    (line,) = (tmp_path / "rows" / "knn.jsonl").read_text().splitlines()
+    assert json.loads(line)["headline"] == "top1@k4"
+
+
+def test_leave_one_out_on_class_folders_tables_and_feature_files(
+    images: Path, features: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--protocol", "leave-one-out", "--k", "3", "--quiet"]
+    row = result_of(on_images(images / "train", *arguments), capsys)
+    assert row["dataset"]["splits"] == {"labelled": 12}
+    assert row["metrics"]["top1@k3"] == {"value": 1.0, "ci95_low": 1.0, "ci95_high": 1.0, "num": 12}
+    lines = [f"train/{name}/{index}.png,{name}" for name in ("blue", "red") for index in range(6)]
+    table = images / "t.csv"
+    table.write_text("\n".join(["path,label", *lines]))
+    assert result_of(on_images(table, *arguments), capsys)["metrics"] == row["metrics"]
+    row = result_of(["eval", "knn", *features[:2], *arguments], capsys)
+    assert row["dataset"]["splits"] == {"labelled": 600}
+    assert row["metrics"]["top1@k3"]["num"] == 600
+    assert main(["eval", "knn", *features[:2], *arguments, "--no-record"]) == 0
+    assert "on train.npz (600 labelled images), percent" in capsys.readouterr().out
+
+
+def test_data_and_protocol_must_fit(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = [
+        (on_images(images, "--protocol", "leave-one-out"), "has train/ and val/; leave-one-out is for class folders"),
+        (on_images(images / "train"), "eval knn --protocol leave-one-out"),
+        (on_images(images / "train", "--protocol", "leave-one-out", "--k", "12"), "k is 12; allowed: 1 to 11"),
+    ]
+    for command, words in cases:
+        assert main([*command, "--no-record"]) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("Error: ")
+        assert err.count("\n") == 1
+        assert words in err
+
+
+def test_images_of_one_name_in_both_parts_are_not_taken_for_one(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(on_images(images, "--no-record", "--k", "1", "--format", "json", "--quiet")) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert json.loads(out)["details"]["num_test_in_train"] == 0
+    shutil.copy(images / "train" / "red" / "1.png", images / "val" / "red" / "1.png")
+    assert main(on_images(images, "--no-record", "--k", "1", "--format", "json", "--quiet")) == 0
+    out, err = capsys.readouterr()
+    assert "1 of 6 test images have the id and the features of a training image (red/1.png)" in err
+    assert json.loads(out)["details"]["num_test_in_train"] == 1
 
 
 def test_help_teaches_and_needs_no_torch() -> None:

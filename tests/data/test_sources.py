@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from patchssl.data.images import FileSource, ImageSource
-from patchssl.data.sources import open_labelled, open_unlabelled
+from patchssl.data.sources import open_classes, open_labelled, open_unlabelled
 from patchssl.errors import DataError
 
 
@@ -279,7 +279,7 @@ def test_the_fingerprint_changes_with_size_name_and_label(tmp_path: Path) -> Non
 
 def test_the_fingerprint_of_a_table_holds_its_labels(tmp_path: Path) -> None:
     draw(tmp_path / "a.png")
-    rows = "path,label,split\na.png,{},train\na.png,x,val\n"
+    rows = "path,label,split\na.png,{},train\nb.png,x,val\n"
     first = open_labelled(write_csv(tmp_path / "t.csv", rows.format("cat")))["train"].fingerprint()
     second = open_labelled(write_csv(tmp_path / "t.csv", rows.format("dog")))["train"].fingerprint()
     assert first != second
@@ -289,3 +289,85 @@ def test_the_fingerprint_takes_names_that_are_no_unicode(tmp_path: Path) -> None
     name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
     source = FileSource(tmp_path, (name,), np.array([0]), ("x",), "n", "l", apply_exif=False)
     assert len(source.fingerprint()) == 64
+
+
+def test_class_folders_without_parts(tmp_path: Path) -> None:
+    for name in ("dog/1.png", "cat/deep/2.png", "train/3.png", ".hidden/4.png"):
+        draw(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("")
+    source = open_classes(tmp_path)
+    assert source.classes == ("cat", "dog", "train")  # a class may be called so
+    assert list(source.ids) == ["cat/deep/2.png", "dog/1.png", "train/3.png"]
+    assert labels(source) == ["cat", "dog", "train"]
+    assert source.name == tmp_path.name
+    assert source.location == str(tmp_path)
+    assert source.read(1).size == (2, 2)
+
+
+def test_a_table_without_splits(tmp_path: Path) -> None:
+    for name in "ab":
+        draw(tmp_path / f"{name}.png")
+    source = open_classes(write_csv(tmp_path / "t.csv", "label,path\ndog,a.png\ncat,b.png\n"))
+    assert source.classes == ("cat", "dog")
+    assert labels(source) == ["dog", "cat"]
+    assert source.read(0).size == (2, 2)
+
+
+@pytest.mark.parametrize("test_name", ["val", "test"])
+def test_parts_are_not_taken_for_classes(test_name: str, tmp_path: Path) -> None:
+    for part in ("train", test_name):
+        for name in ("a", "b"):
+            draw(tmp_path / part / name / "1.png")
+    with pytest.raises(DataError, match=rf"has train/ and {test_name}/; leave-one-out is for .* give .*train or .*"):
+        open_classes(tmp_path)
+    assert open_classes(tmp_path / test_name).classes == ("a", "b")
+
+
+def test_data_without_two_classes_are_told(tmp_path: Path) -> None:
+    draw(tmp_path / "train" / "a" / "1.png")
+    with pytest.raises(DataError, match="must hold a folder per class, at least two with images; found: train"):
+        open_classes(tmp_path)
+    (tmp_path / "train" / "b").mkdir()
+    with pytest.raises(DataError, match="at least two with images; found: a, b"):
+        open_classes(tmp_path / "train")
+    draw(tmp_path / "train" / "2.png")
+    with pytest.raises(DataError, match=r"1 images lie outside a class folder, for instance 2\.png"):
+        open_classes(tmp_path / "train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty holds no image files \(it is empty\)"):
+        open_classes(tmp_path / "empty")
+    (tmp_path / "cifar").mkdir()
+    (tmp_path / "cifar" / "data_batch_1").write_bytes(b"")
+    with pytest.raises(DataError, match="has a training and a test part; leave-one-out is for data without"):
+        open_classes(tmp_path / "cifar")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("path,label,split\na.png,x,train\nb.png,y,val\n", "has a column split; leave-one-out is for images without"),
+        ("path,label\na.png,x\nb.png,x\n", "has one label only, x; at least two classes are needed"),
+        ("path,label\na.png,x\nb.png,y\n./a.png,y\n", r"1 images stand in more than one row \(a\.png\); an image"),
+        ("path\na.png\n", r"needed, separated by commas: path, label \(missing: label\)$"),
+    ],
+)
+def test_tables_that_leave_one_out_cannot_use(text: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=words):
+        open_classes(write_csv(tmp_path / "t.csv", text))
+
+
+def test_an_image_in_two_rows_of_a_table_is_refused(tmp_path: Path) -> None:
+    rows = "path,label,split\n" + "".join(f"{n}.png,x,{split}\n" for n in range(7) for split in ("train", "test"))
+    with pytest.raises(DataError, match=r"7 images stand in more than one row \(0\.png, .*4\.png, …\); .* keep one"):
+        open_labelled(write_csv(tmp_path / "t.csv", rows))
+    rows = "path,label,split\na.png,x,train\na.png,y,train\nb.png,x,val\n"
+    with pytest.raises(DataError, match=r"1 images stand in more than one row \(a\.png\)"):
+        open_labelled(write_csv(tmp_path / "t.csv", rows))
+
+
+def test_who_has_no_splits_learns_of_leave_one_out(tmp_path: Path) -> None:
+    draw(tmp_path / "a" / "1.png")
+    with pytest.raises(DataError, match="Class folders without such parts are for eval knn --protocol leave-one-out"):
+        open_labelled(tmp_path)
+    with pytest.raises(DataError, match=r"\(missing: split\); images without splits are for .* leave-one-out"):
+        open_labelled(write_csv(tmp_path / "t.csv", "path,label\na/1.png,x\n"))

@@ -127,6 +127,8 @@ def test_model_and_data_come_from_the_meta() -> None:
     assert dataset["name"] == "tiny"
     assert dataset["num_images"] == 7
     assert dataset["num_unreadable"] == 4
+    assert dataset["num_classes"] == 4  # those of the training labels
+    assert dataset["splits"] == {"train": 4, "test": 3}
     # The fingerprints of the sources count, not what was computed from them.
     assert dataset_of(some(meta=meta, features=np.ones((4, 9), np.float32)), test) == dataset
 
@@ -139,3 +141,12 @@ def test_without_meta_labels_tell_the_data_and_features_the_model() -> None:
     assert dataset_of(train, other)["fingerprint"] == dataset_of(train, test)["fingerprint"]
     relabelled = some(meta={}, labels=np.zeros(4, np.int64))
     assert dataset_of(train, relabelled)["fingerprint"] != dataset_of(train, test)["fingerprint"]
+
+
+def test_data_without_parts_are_one() -> None:
+    meta = {"dataset": {"name": "tiny", "fingerprint": "p", "num_unreadable": 2}}
+    dataset = dataset_of(None, some(meta=meta))
+    assert dataset["splits"] == {"labelled": 4}
+    assert (dataset["num_images"], dataset["num_classes"], dataset["num_unreadable"]) == (4, 4, 2)
+    assert dataset["fingerprint"] != dataset_of(some(meta=meta), some(meta=meta))["fingerprint"]
+    assert dataset_of(None, some(labels=None))["num_classes"] == 0

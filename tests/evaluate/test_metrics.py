@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from patchssl.errors import DataError
-from patchssl.evaluate.metrics import bootstrap_interval, knn_hits
+from patchssl.evaluate.metrics import bootstrap_interval, knn_hits, two_way_interval
 
 
 def slow_ranks(
@@ -128,3 +128,68 @@ def test_interval_is_repeatable_and_closes_on_constants(monkeypatch: pytest.Monk
 def test_interval_of_nothing_or_nan_is_refused(values: list[float], words: str) -> None:
     with pytest.raises(DataError, match=words):
         bootstrap_interval(np.array(values), seed=0)
+
+
+def test_softmax_votes_are_those_of_exp_but_for_a_factor_of_the_query() -> None:
+    generator = np.random.default_rng(5)
+    similarities = -np.sort(-generator.uniform(-1, 1, (200, 30)).astype(np.float32), axis=1)
+    classes, targets = generator.integers(0, 9, (200, 30)), generator.integers(0, 9, 200)
+    given = (similarities, classes, targets)
+    for temperature in (0.07, 1.0):
+        plain = knn_hits(*given, num_classes=9, ks=[1, 10, 30], temperature=temperature)
+        soft = knn_hits(*given, num_classes=9, ks=[1, 10, 30], temperature=temperature, softmax=True)
+        for k in plain:
+            np.testing.assert_array_equal(soft[k].top1, plain[k].top1)
+            np.testing.assert_array_equal(soft[k].top5, plain[k].top5)
+
+
+def slow_two_way(values: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
+    """Rows and columns drawn one by one, and every cell where they meet."""
+    generator = np.random.default_rng(seed)
+    rows, columns = values.shape
+    return np.array(
+        [
+            values[np.ix_(generator.integers(0, rows, rows), generator.integers(0, columns, columns))].mean()
+            for _ in range(num_resamples)
+        ]
+    )
+
+
+def test_two_way_interval_by_hand() -> None:
+    # Of two rows, 0 and 1, a resample has the mean 0, 1/2 or 1 with probability 1/4, 1/2, 1/4; the columns are alike.
+    values = np.array([[0, 0, 0], [1, 1, 1]], bool)
+    assert two_way_interval(values, seed=0) == (0.0, 1.0)
+    assert two_way_interval(values, seed=0, level=0.4) == (0.5, 0.5)
+    assert two_way_interval(values.T, seed=0, level=0.4) == two_way_interval(values[:, :2].T, seed=0, level=0.4)
+
+
+def test_two_way_interval_equals_resampling_one_by_one() -> None:
+    generator = np.random.default_rng(1)
+    # Rows and columns both matter, and no cell is like another.
+    values = generator.normal(size=(6, 1)) + generator.normal(size=(1, 40)) + generator.normal(size=(6, 40))
+    expected = np.quantile(slow_two_way(values, 6000, seed=2), [0.025, 0.975])
+    assert two_way_interval(values, seed=0, num_resamples=6000) == pytest.approx(expected, abs=0.06)
+    # Far wider than if the draws were all there could be.
+    low, high = two_way_interval(values, seed=0)
+    narrow = bootstrap_interval(values.mean(axis=0), seed=0)
+    assert high - low > 1.5 * (narrow[1] - narrow[0])
+
+
+def test_two_way_interval_of_one_row_is_that_of_its_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).uniform(size=50)
+    assert two_way_interval(values[None], seed=7) == pytest.approx(bootstrap_interval(values, seed=7), abs=1e-12)
+    table = np.random.default_rng(1).uniform(size=(3, 50)) < 0.4
+    whole = two_way_interval(table, seed=7)
+    assert whole[0] <= table.mean() <= whole[1]
+    monkeypatch.setattr("patchssl.evaluate.metrics._CHUNK_VALUES", 300)
+    assert two_way_interval(table, seed=7) == whole
+    assert two_way_interval(np.ones((3, 5)), seed=0) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [(np.empty((0, 3)), "no values"), (np.empty((2, 0)), "no values"), (np.array([[1.0], [np.nan]]), "1 of 2 values")],
+)
+def test_two_way_interval_of_nothing_or_nan_is_refused(values: np.ndarray, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        two_way_interval(values, seed=0)
