@@ -67,9 +67,15 @@ def make_row(
             fingerprint=dataset["fingerprint"],
             settings={**compared, **meaning, "headline": headline, "splits": dataset["splits"]},
         ),
-        details=dict(details or {}),
+        details={**_stored(train, test), **(details or {})},
     )
     return Scored(row, Outcomes(test.ids, values))
+
+
+def _stored(train: Features, test: Features) -> dict[str, Any]:
+    """How many images' features were read instead of computed, which `seconds` does not count."""
+    found = {name: part.meta.get("num_stored") for name, part in (("train", train), ("test", test))}
+    return {} if None in found.values() else {"num_stored": found}
 
 
 def _metric(values: NDArray[Any], seed: int) -> Metric:

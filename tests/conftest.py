@@ -15,6 +15,12 @@ _FOLDERS = ("patchssl", "evaluate", "configs")
 _BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep features of tests away from the user's, and from those of other tests."""
+    monkeypatch.setenv("PATCHSSL_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The checkout."""

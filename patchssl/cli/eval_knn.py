@@ -17,6 +17,7 @@ from patchssl.cli.features import compute_features
 from patchssl.cli.logs import configure_logging
 from patchssl.cli.options import format_option, no_record_option, quiet_option, results_option, seed_option
 from patchssl.cli.output import print_row
+from patchssl.cli.processes import evaluation_process, is_reporting
 
 
 def _counts(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -67,6 +68,7 @@ def _counts(context: click.Context, option: click.Parameter, value: str | None) 
 @format_option()
 @quiet_option()
 @click.pass_context
+@evaluation_process()
 def knn(
     context: click.Context,
     data: Path | None,
@@ -121,6 +123,8 @@ def knn(
         backbone = model_options.load(model, device=compute.device, seed=seed)
         features = compute_features(sources, backbone, ["cls"], compute=compute, quiet=quiet)
         train, test = features["train"]["cls"], features["test"]["cls"]
+    if not is_reporting():
+        return
     scored = score(
         train,
         test,
