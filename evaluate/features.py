@@ -85,7 +85,9 @@ class PatchFeatures:
             raise IndexError(f"image {index} of {len(self)}")
         ends = np.cumsum([len(piece) for piece in self.pieces])
         number = int(np.searchsorted(ends, index, side="right"))
-        return self.pieces[number][index - ends[number]]
+        from_end = index - int(ends[number])
+        patches: NDArray[np.float32] = self.pieces[number][from_end]
+        return patches
 
 
 def save_features(path: Path, features: Features) -> None:

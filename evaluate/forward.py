@@ -21,9 +21,6 @@ from patchssl.pooling import Part, num_blocks_of, pool
 
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Batches that are computed before the results of the first are fetched: on a GPU the next one then runs already.
-_NUM_AHEAD = 1
-
 
 def resolve_precision(name: str, device: torch.device) -> str:
     """Turn `auto` into bf16 where the device computes it natively, and fp32 elsewhere; other names pass.
@@ -111,12 +108,14 @@ def compute_shards(
         pin_memory=backbone.device.type == "cuda",
     )
     collected = _Collected(shard_images)
+    # A GPU is given the next batch before the results of this one are fetched, so that it never waits for us.
+    num_ahead = 1 if backbone.device.type == "cuda" else 0
     ahead: deque[tuple[_Step, CropBatch, dict[Part, Tensor]]] = deque()
     for step, batch in zip(steps, crops, strict=True):
         on_batch(batch)
         outputs = forward(backbone, batch.pixels, step.work.parts, precision) if batch.indices else {}
         ahead.append((step, batch, outputs))
-        if len(ahead) > _NUM_AHEAD:
+        if len(ahead) > num_ahead:
             yield from collected.take(*ahead.popleft())
     while ahead:
         yield from collected.take(*ahead.popleft())
