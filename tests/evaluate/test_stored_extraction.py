@@ -120,12 +120,12 @@ def test_parts_that_are_there_are_free_and_others_do_not_compute_them_again(vit:
     assert len(list(store.root.rglob("*.safetensors"))) == len(kept) + 3
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(("num_workers", "failure"), [(0, KeyboardInterrupt), (1, RuntimeError)])
 def test_an_interrupted_extraction_goes_on_with_the_missing_shards(
-    num_workers: int, vit: Backbone, store: FeatureStore
+    num_workers: int, failure: type[BaseException], vit: Backbone, store: FeatureStore
 ) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        run(vit, Noise(fail_at=9), store, ("cls", "mean"), num_workers=num_workers)
+    with pytest.raises(failure):
+        run(vit, Noise(fail_at=9, failure=failure), store, ("cls", "mean"), num_workers=num_workers)
     assert len(list(store.root.rglob("*.safetensors"))) == 4
     source = Noise()
     continued = run(vit, source, store, ("cls", "mean"))
