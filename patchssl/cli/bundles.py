@@ -18,6 +18,7 @@ from patchssl.cli.options import (
     resolve_device,
     workers_option,
 )
+from patchssl.cli.processes import is_reporting
 
 if TYPE_CHECKING:
     from patchssl.backbones import Backbone
@@ -162,6 +163,8 @@ def features_are_given(
     useless = [_flag(name) for name in idle if is_given(context, name)]
     if useless:
         raise click.UsageError(f"{', '.join(useless)} change nothing about features from files; leave them out")
+    if not is_reporting():
+        context.exit(0)  # there is nothing to share
     return True
 
 

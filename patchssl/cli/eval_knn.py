@@ -122,9 +122,9 @@ def knn(
             choose_ks(ks, (), len(sources["train"]))
         backbone = model_options.load(model, device=compute.device, seed=seed)
         features = compute_features(sources, backbone, ["cls"], compute=compute, quiet=quiet)
+        if not is_reporting():
+            return
         train, test = features["train"]["cls"], features["test"]["cls"]
-    if not is_reporting():
-        return
     scored = score(
         train,
         test,

@@ -120,7 +120,9 @@ def main() -> None:
         print(f"{backbone.arch}, {backbone.preprocess.image_px} px, {precision}, {len(source)} images, batches of "
               f"{options.batch_size}")  # fmt: skip
         measure(backbone, source, ready, precision, options.batch_size, options.rounds)
-    own, workers = (resource.getrusage(who).ru_maxrss / 2**20 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    own, workers = (
+        resource.getrusage(who).ru_maxrss / 2**20 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     print(f"peak memory: {own:.2f} GiB in this process, {workers:.2f} GiB in the largest worker")
 
 
