@@ -1,27 +1,32 @@
-"""A backbone and a source of images → features."""
+"""A backbone and a source of images → features, of which a store keeps what is done."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from patchssl.backbones import Backbone, Preprocess
-from patchssl.data.decode import UnreadableImage
+from patchssl import ranks
+from patchssl.backbones import Backbone
+from patchssl.data.crops import CropBatch
 from patchssl.data.images import ImageSource
-from patchssl.errors import ConfigError, DataError
-from patchssl.evaluate.features import Features
-from patchssl.pooling import Part, concatenate, num_blocks_of, parse_tokens, pool
+from patchssl.errors import ConfigError, DataError, PatchsslError
+from patchssl.evaluate.feature_key import feature_key
+from patchssl.evaluate.features import Features, PatchFeatures
+from patchssl.evaluate.forward import compute_shards, plan_work, resolve_precision
+from patchssl.evaluate.shards import Lacking, ShardSet
+from patchssl.evaluate.store import SHARD_IMAGES, FeatureStore, Shelf
+from patchssl.pooling import Part, parse_tokens
+
+__all__ = ["Extraction", "extract", "resolve_precision"]
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _NUM_NAMED = 5
 
 
@@ -30,26 +35,16 @@ class Extraction:
     """Features and what happened on the way.
 
     Attributes:
-        features: of the readable images, in the source's order, for each choice of tokens.
+        features: of the readable images, in the source's order, for each choice of tokens but `patches`.
         unreadable: path and reason of each image that was left out.
+        patches: the patch tokens, if they were asked for.
+        num_stored: images of which everything was in the store already.
     """
 
     features: Mapping[str, Features]
     unreadable: tuple[tuple[str, str], ...]
-
-
-def resolve_precision(name: str, device: torch.device) -> str:
-    """Turn `auto` into bf16 on CUDA where it is native, and fp32 elsewhere; other names pass.
-
-    Raises:
-        ConfigError: there is no precision of that name.
-    """
-    if name == "auto":
-        native = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        return "bf16" if native else "fp32"
-    if name not in _DTYPES:
-        raise ConfigError(f"precision {name!r} is unknown; allowed: auto, {', '.join(_DTYPES)}")
-    return name
+    patches: PatchFeatures | None = None
+    num_stored: int = 0
 
 
 def extract(
@@ -62,8 +57,15 @@ def extract(
     precision: str = "auto",
     max_bad_fraction: float = 0.05,
     progress: Callable[[int], None] | None = None,
+    store: FeatureStore | None = None,
 ) -> Extraction:
     """Compute descriptors of every image, all of them from one pass.
+
+    With a store, what it has is read and only the rest computed; what is computed is kept at once, shard by shard.
+    Several processes (`patchssl.ranks`) share the shards through the store, and rank 0 reads them all.
+
+    Patch tokens are many: they are never held in memory all at once, but shard by shard and then read from disk, from
+    a file without a name where there is no store.
 
     Args:
         backbone: on the device to compute on; its preprocessing is applied in the loader's processes.
@@ -74,102 +76,172 @@ def extract(
         precision: `auto`, `fp32`, `bf16` or `fp16` of the forward pass; features are float32.
         max_bad_fraction: unreadable images above this fraction of M are an error.
         progress: called with the number of images done since the last call.
+        store: keeps features; one that cannot be written is told and done without, by a single process.
+
+    Returns:
+        The features; of ranks other than 0 none.
 
     Raises:
-        DataError: too many images are unreadable, or none is readable.
+        ConfigError: several processes have no store to share.
+        DataError: too many images are unreadable, or none is readable; processes see different data or models, or
+            several cannot write the store.
     """
-    resolved = resolve_precision(precision, backbone.device)
-    parts = {name: parse_tokens(name) for name in tokens}
-    loader = DataLoader(
-        _Crops(source, backbone.preprocess),
+    choices = {name: parse_tokens(name) for name in tokens}
+    parts = tuple(dict.fromkeys(part for chosen in choices.values() for part in chosen))
+    if store is None and ranks.world_size() > 1:
+        raise ConfigError(
+            f"{ranks.world_size()} processes share their features through a store; let them have one (--cache DIR)"
+        )
+    resolved = ranks.from_main(resolve_precision(precision, backbone.device))
+    _check_same(backbone, source)
+    with _shelf(store, backbone, source, parts, resolved) as shelf:
+        shards = ShardSet(
+            shelf,
+            parts,
+            num_images=len(source),
+            shard_images=SHARD_IMAGES if shelf is None else shelf.shard_images,
+            must_store=ranks.world_size() > 1 or any(part.kind == "patches" for part in parts),
+        )
+        lacking = ranks.from_main(shards.find() if ranks.is_main() else [])
+        num_stored = len(source) - sum(len(shards.images(number)) for number, _ in lacking)
+        watch = _Watch(source, max_bad_fraction, shards.unreadable(), num_stored, progress)
+        own = lacking[ranks.rank() :: ranks.world_size()]
+        error: PatchsslError | None = None
+        try:
+            _compute(backbone, source, shards, own, watch, batch_size, num_workers, resolved)
+        except PatchsslError as failure:
+            error = failure
+        ranks.fail_together(error)
+        if not ranks.is_main():
+            return Extraction({}, ())
+        shards.complete()
+        watch.check(shards.unreadable(), len(source))
+        return _assemble(shards, choices, backbone, source, resolved, num_stored)
+
+
+def _check_same(backbone: Backbone, source: ImageSource) -> None:
+    """Refuse processes on copies of data or models that differ."""
+    if ranks.world_size() > 1 and len(set(ranks.gather((backbone.weights_sha256, source.fingerprint())))) > 1:
+        raise DataError(
+            f"{source.location} or {backbone.spec} is not the same for all {ranks.world_size()} processes; every host "
+            "must see the same files"
+        )
+
+
+@contextmanager
+def _shelf(
+    store: FeatureStore | None, backbone: Backbone, source: ImageSource, parts: Sequence[Part], precision: str
+) -> Iterator[Shelf | None]:
+    if store is not None:
+        # One key for all: the times of files differ where hosts have copies of them.
+        key = feature_key(backbone, source, precision=precision) if ranks.is_main() else {}
+        yield store.shelf(ranks.from_main(key))
+    elif any(part.kind == "patches" for part in parts):
+        with TemporaryDirectory(prefix="patchssl-") as folder:
+            # What is mapped into memory outlives its file's name.
+            yield FeatureStore(Path(folder)).shelf({})
+    else:
+        yield None
+
+
+def _compute(
+    backbone: Backbone,
+    source: ImageSource,
+    shards: ShardSet,
+    lacking: Lacking,
+    watch: "_Watch",
+    batch_size: int,
+    num_workers: int,
+    precision: str,
+) -> None:
+    computed = compute_shards(
+        backbone,
+        source,
+        plan_work(lacking, shard_images=shards.shard_images, batch_size=batch_size),
+        shard_images=shards.shard_images,
         batch_size=batch_size,
         num_workers=num_workers,
-        collate_fn=_collate,
-        pin_memory=backbone.device.type == "cuda",
+        precision=precision,
+        on_batch=watch,
     )
-    features: dict[str, list[NDArray[np.float32]]] = {name: [] for name in parts}
-    kept: list[int] = []
-    bad: list[tuple[str, str]] = []
-    num_done = 0
-    for batch in loader:
-        bad += batch.bad
-        num_done += len(batch.indices) + len(batch.bad)
-        # At the first image too many, not after hours at the end.
-        if len(bad) > max_bad_fraction * len(source):
-            raise DataError(_too_many_bad(bad, num_done, source, max_bad_fraction))
-        if batch.indices:
-            for name, values in _forward(backbone, batch.pixels, parts, resolved).items():
-                features[name].append(values)
-            kept += batch.indices
-        if progress is not None:
-            progress(len(batch.indices) + len(batch.bad))
-    if not kept:
-        raise DataError(f"{source.location} holds no readable image ({len(source)} tried); nothing to evaluate")
+    for number, parts in computed:
+        shards.keep(number, parts)
+
+
+class _Watch:
+    """Counts images, and stops at the first unreadable one too many, not after hours at the end."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        max_bad_fraction: float,
+        stored_bad: Sequence[tuple[int, str, str]],
+        num_stored: int,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self.source, self.max_bad_fraction, self.progress = source, max_bad_fraction, progress
+        self.bad, self.num_done = list(stored_bad), num_stored
+        self.check(self.bad, num_stored)
+        if progress is not None and num_stored:
+            progress(num_stored)
+
+    def __call__(self, batch: CropBatch) -> None:
+        num = len(batch.indices) + len(batch.unreadable)
+        self.bad += batch.unreadable
+        self.num_done += num
+        self.check(self.bad, self.num_done)
+        if self.progress is not None:
+            self.progress(num)
+
+    def check(self, bad: Sequence[tuple[int, str, str]], num_done: int) -> None:
+        """Raise a DataError for too many of the images done so far."""
+        if len(bad) <= self.max_bad_fraction * len(self.source):
+            return
+        first = "; ".join(f"{path}: {reason}" for _, path, reason in bad[:_NUM_NAMED])
+        raise DataError(
+            f"{len(bad)} of the first {num_done} images of {self.source.location} ({len(self.source)} in all) are "
+            f"unreadable, allowed are {self.max_bad_fraction:.1%} of all; mend or remove them or raise "
+            f"--max-bad-fraction. The first: {first}"
+        )
+
+
+def _assemble(
+    shards: ShardSet,
+    choices: Mapping[str, Sequence[Part]],
+    backbone: Backbone,
+    source: ImageSource,
+    precision: str,
+    num_stored: int,
+) -> Extraction:
+    bad = tuple((path, reason) for _, path, reason in shards.unreadable())
     for path, reason in bad:
         logger.warning("left out %s: %s", path, reason)
+    kept = np.concatenate([shard.indices for shard in shards.of(shards.parts[0])])
+    if not len(kept):
+        raise DataError(f"{source.location} holds no readable image ({len(source)} tried); nothing to evaluate")
     labels = None if source.labels is None else source.labels[kept]
     ids = np.array([str(source.ids[index]) for index in kept], dtype=np.str_)
-    meta = _meta(backbone, source, resolved, num_unreadable=len(bad))
-    found = {
-        name: Features(np.concatenate(values), labels, ids, {**meta, "settings": {"token": name, **meta["settings"]}})
-        for name, values in features.items()
-    }
-    return Extraction(found, tuple(bad))
+    meta = {**_meta(backbone, source, precision, num_unreadable=len(bad)), "num_stored": num_stored}
+    features: dict[str, Features] = {}
+    patches = None
+    for name, parts in choices.items():
+        told = {**meta, "settings": {"token": name, **meta["settings"]}}
+        if parts[0].kind == "patches":
+            pieces = tuple(shard.features for shard in shards.of(parts[0]) if len(shard.indices))
+            patches = PatchFeatures(pieces, labels, ids, told)
+        else:
+            features[name] = Features(_joined(shards, parts, len(kept)), labels, ids, told)
+    return Extraction(features, bad, patches, num_stored)
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    indices: list[int]
-    pixels: Tensor  # (B, 3, side, side) uint8
-    bad: list[tuple[str, str]]
-
-    def pin_memory(self) -> "_Batch":
-        return _Batch(self.indices, self.pixels.pin_memory(), self.bad)
-
-
-class _Crops(Dataset[tuple[int, Tensor | UnreadableImage]]):
-    def __init__(self, source: ImageSource, preprocess: Preprocess) -> None:
-        self.source, self.preprocess = source, preprocess
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor | UnreadableImage]:
-        try:
-            return index, self.preprocess.crop(self.source.read(index))
-        except UnreadableImage as error:
-            return index, error
-
-
-def _collate(samples: Sequence[tuple[int, Tensor | UnreadableImage]]) -> _Batch:
-    good = [(index, crop) for index, crop in samples if isinstance(crop, Tensor)]
-    bad = [(error.path, error.reason) for _, error in samples if isinstance(error, UnreadableImage)]
-    pixels = torch.stack([crop for _, crop in good]) if good else torch.empty(0, dtype=torch.uint8)
-    return _Batch([index for index, _ in good], pixels, bad)
-
-
-@torch.inference_mode()
-def _forward(
-    backbone: Backbone, pixels: Tensor, choices: Mapping[str, Sequence[Part]], precision: str
-) -> dict[str, NDArray[np.float32]]:
-    """(B, D) descriptors of (B, 3, side, side) uint8 pixels, for each choice of tokens."""
-    device, dtype = backbone.device, _DTYPES[precision]
-    num_blocks = max(num_blocks_of(parts) for parts in choices.values())
-    cast: AbstractContextManager[Any] = nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
-    with cast:
-        blocks = backbone.last_blocks(backbone.preprocess.normalise(pixels.to(device, non_blocking=True)), num_blocks)
-    return {
-        name: concatenate([pool(blocks, part).float() for part in parts]).cpu().numpy()
-        for name, parts in choices.items()
-    }
-
-
-def _too_many_bad(bad: list[tuple[str, str]], num_done: int, source: ImageSource, limit: float) -> str:
-    first = "; ".join(f"{path}: {reason}" for path, reason in bad[:_NUM_NAMED])
-    return (
-        f"{len(bad)} of the first {num_done} images of {source.location} ({len(source)} in all) are unreadable, "
-        f"allowed are {limit:.1%} of all; mend or remove them or raise --max-bad-fraction. The first: {first}"
-    )
+def _joined(shards: ShardSet, parts: Sequence[Part], num: int) -> NDArray[np.float32]:
+    """The parts side by side, (num, sum of their widths)."""
+    columns = [[shard.features for shard in shards.of(part) if len(shard.indices)] for part in parts]
+    widths = [column[0].shape[1] for column in columns]
+    joined = np.empty((num, sum(widths)), dtype=np.float32)
+    for column, start, width in zip(columns, np.cumsum([0, *widths[:-1]]), widths, strict=True):
+        np.concatenate(column, out=joined[:, start : start + width])
+    return joined
 
 
 def _meta(backbone: Backbone, source: ImageSource, precision: str, *, num_unreadable: int) -> dict[str, Any]:

@@ -50,6 +50,46 @@ class Features:
         return int(self.features.shape[1])
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class PatchFeatures:
+    """The patch tokens of M images, in pieces that stay on disk until they are looked at.
+
+    Attributes:
+        pieces: (m, H, W, D) float32 each, together M images in order.
+        labels: (M,) int64, or None.
+        ids: (M,) str.
+        meta: as of `Features`.
+    """
+
+    pieces: tuple[NDArray[np.float32], ...]
+    labels: NDArray[np.int64] | None
+    ids: NDArray[np.str_]
+    meta: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.pieces[0].shape[1], self.pieces[0].shape[2]
+
+    @property
+    def dim(self) -> int:
+        """D, the width of a patch."""
+        return int(self.pieces[0].shape[3])
+
+    def __getitem__(self, index: int) -> NDArray[np.float32]:
+        """The patches (H, W, D) of one image."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        ends = np.cumsum([len(piece) for piece in self.pieces])
+        number = int(np.searchsorted(ends, index, side="right"))
+        from_end = index - int(ends[number])
+        patches: NDArray[np.float32] = self.pieces[number][from_end]
+        return patches
+
+
 def save_features(path: Path, features: Features) -> None:
     """Write a feature file; it appears whole or not at all.
 

@@ -213,5 +213,4 @@ def two_way_interval(
         columns = of_columns.multinomial(num_columns, counts / num_columns, size=size)  # (size, distinct)
         rows = of_rows.multinomial(num_rows, np.full(num_rows, 1 / num_rows), size=size)  # (size, R)
         means[start : start + size] = (columns @ distinct.T * rows).sum(axis=1) / table.size
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return percentile_interval(means, level=level)

@@ -33,6 +33,24 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
+def cpu_computes_bf16() -> bool:
+    """Whether the processor multiplies bf16 matrices itself (AVX512-BF16, AMX) and torch makes use of it.
+
+    Elsewhere bf16 is turned into float32 and back, which takes longer than float32 alone. Only what the processor
+    says is asked and nothing is timed, so that the answer is always the same.
+    """
+    import torch
+
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if hasattr(torch.cpu, "get_capabilities"):
+        found = torch.cpu.get_capabilities()
+        return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text(encoding="utf-8", errors="replace").split() if info.is_file() else []
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():

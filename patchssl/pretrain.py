@@ -16,6 +16,7 @@ from patchssl.checkpoint import load_checkpoint, save_checkpoint
 from patchssl.config import Config
 from patchssl.data.images import ImageSource
 from patchssl.data.loader import BadImages, TrainingBatches, iterate
+from patchssl.environment import cpu_computes_bf16
 from patchssl.errors import CheckpointError, TrainingError
 from patchssl.monitor import MetricsFile, StepClock
 from patchssl.run_folder import list_unreadable
@@ -230,9 +231,7 @@ def default_precision(device: str) -> str:
     """bf16 where the device computes in it at full speed, else fp32."""
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    info = Path("/proc/cpuinfo")
-    flags = info.read_text(encoding="utf-8", errors="replace") if device == "cpu" and info.is_file() else ""
-    return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
+    return "bf16" if device == "cpu" and cpu_computes_bf16() else "fp32"
 
 
 def _line(step: int, num_images: int, batch_size: int, values: StepValues, terms: LossTerms) -> dict[str, float]:

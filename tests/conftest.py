@@ -1,11 +1,13 @@
 """Fixtures that many tests share."""
 
+import multiprocessing
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,49 @@ REPOSITORY = Path(__file__).parents[1]
 _FILES = ("pyproject.toml", "README.md", "LICENSE")
 _FOLDERS = ("patchssl", "evaluate", "configs", "results")
 _BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep features of tests away from the user's, and from those of other tests."""
+    monkeypatch.setenv("PATCHSSL_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def in_two_processes() -> Iterator[Callable[[Callable[[], None]], list[int]]]:
+    """Run a function in two processes that find in their environment what torchrun would say; their exit codes."""
+    import torch
+
+    before = torch.get_num_threads()
+    # Threads do not survive a fork.
+    torch.set_num_threads(1)
+    yield _in_two_processes
+    torch.set_num_threads(before)
+
+
+def _in_two_processes(run: Callable[[], None]) -> list[int]:
+    from patchssl.ranks import process_group
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+
+    def start(number: int) -> None:
+        os.environ |= {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        with process_group():
+            run()
+
+    # Forked, since importing torch again would take most of the time.
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=start, args=(number,)) for number in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        if process.is_alive():
+            process.kill()
+            pytest.fail("a process waits for the other")
+    return [process.exitcode or 0 for process in processes]
 
 
 @pytest.fixture(scope="session")

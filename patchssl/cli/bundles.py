@@ -3,12 +3,22 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from patchssl.cli.options import batch_size_option, device_option, precision_option, resolve_device, workers_option
+from patchssl.cli.options import (
+    batch_size_option,
+    cache_options,
+    device_option,
+    own_device,
+    precision_option,
+    resolve_device,
+    workers_option,
+)
+from patchssl.cli.processes import is_reporting
 
 if TYPE_CHECKING:
     from patchssl.backbones import Backbone
@@ -51,6 +61,7 @@ class ComputeOptions:
         workers: processes that read images.
         batch_size: images in a forward pass.
         max_bad_fraction: unreadable images above this fraction are an error.
+        cache: folder in which features are kept; None keeps none.
     """
 
     device: str
@@ -58,6 +69,7 @@ class ComputeOptions:
     workers: int
     batch_size: int
     max_bad_fraction: float
+    cache: Path | None = None
 
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,7 +93,7 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def compute_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--device`, `--precision`, `--workers`, `--batch-size` and `--max-bad-fraction`, as `compute: ComputeOptions`."""
+    """Options of how images become features, from `--device` to `--no-cache`, as `compute: ComputeOptions`."""
     options = (
         device_option(),
         precision_option(),
@@ -94,10 +106,13 @@ def compute_options(function: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Unreadable images are left out and listed; above this fraction they are an error.",
         ),
+        *cache_options(),
     )
 
-    def make(device: str, **values: Any) -> ComputeOptions:
-        return ComputeOptions(device=resolve_device(device), **values)
+    def make(device: str, cache: Path, no_cache: bool, **values: Any) -> ComputeOptions:
+        if no_cache and is_given(click.get_current_context(), "cache"):
+            raise click.UsageError("--cache and --no-cache contradict each other; give one of them")
+        return ComputeOptions(device=own_device(resolve_device(device)), cache=None if no_cache else cache, **values)
 
     return _bundle(function, options, "compute", make)
 
@@ -148,6 +163,8 @@ def features_are_given(
     useless = [_flag(name) for name in idle if is_given(context, name)]
     if useless:
         raise click.UsageError(f"{', '.join(useless)} change nothing about features from files; leave them out")
+    if not is_reporting():
+        context.exit(0)  # there is nothing to share
     return True
 
 
@@ -164,4 +181,6 @@ OF_IMAGES = (
     "workers",
     "batch_size",
     "max_bad_fraction",
+    "cache",
+    "no_cache",
 )

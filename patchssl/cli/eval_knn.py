@@ -18,6 +18,7 @@ from patchssl.cli.features import compute_features
 from patchssl.cli.logs import configure_logging
 from patchssl.cli.options import format_option, no_record_option, quiet_option, results_option, seed_option
 from patchssl.cli.output import print_row
+from patchssl.cli.processes import evaluation_process, is_reporting
 
 if TYPE_CHECKING:
     from patchssl.data.images import ImageSource
@@ -92,6 +93,7 @@ def _counts(context: click.Context, option: click.Parameter, value: str | None) 
 @format_option()
 @quiet_option()
 @click.pass_context
+@evaluation_process()
 def knn(
     context: click.Context,
     data: Path | None,
@@ -140,6 +142,8 @@ def knn(
         sources = _open(data, protocol, ks)
         backbone = model_options.load(model, device=compute.device, seed=seed)
         computed = compute_features(sources, backbone, ["cls"], compute=compute, quiet=quiet)
+        if not is_reporting():
+            return
         parts = [features["cls"] for features in computed.values()]
     scored = _score(
         protocol,

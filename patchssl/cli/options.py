@@ -4,6 +4,7 @@ Where `default` is None the command decides; its help then says that the configu
 """
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,6 +20,7 @@ FORMATS = ("table", "json", "csv", "markdown")
 
 _CONFIGURED = "from the configuration"
 _MOST_WORKERS = 8
+_CACHE_VARIABLE = "PATCHSSL_CACHE"
 _LARGEST_SEED = 2**32 - 1  # scikit-learn takes no larger ones
 
 
@@ -74,6 +76,32 @@ def batch_size_option(*, default: int | None) -> Decorator:
         show_default=True if default else _CONFIGURED,
         help="Images that are computed at once; the smaller, the less memory.",
     )
+
+
+def cache_options() -> tuple[Decorator, Decorator]:
+    """`--cache` and `--no-cache`, passed as `cache: Path` and `no_cache: bool`."""
+    return (
+        click.option(
+            "--cache",
+            type=click.Path(file_okay=False, path_type=Path),
+            metavar="DIR",
+            default=default_cache,
+            show_default=f"${_CACHE_VARIABLE}, else patchssl in the user's cache folder",
+            help="Folder in which features are kept: they are computed once, and go on where they were interrupted.",
+        ),
+        click.option("--no-cache", is_flag=True, help="Read no features that are kept, and keep none."),
+    )
+
+
+def default_cache() -> Path:
+    """Where features are kept unless told otherwise: $PATCHSSL_CACHE, or `patchssl` in the user's cache folder."""
+    if os.environ.get(_CACHE_VARIABLE):
+        return Path(os.environ[_CACHE_VARIABLE])
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "patchssl"
+    # By the XDG specification a relative path counts as none.
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (given if given.is_absolute() else Path.home() / ".cache") / "patchssl"
 
 
 def seed_option(*, default: int | None = 0) -> Decorator:
@@ -151,3 +179,25 @@ def resolve_device(name: str) -> str:
         allowed = ", ".join(["auto", *(device for device, is_present in present.items() if is_present)])
         raise ConfigError(f"--device {name}: torch {torch.__version__} finds no such device here; use one of {allowed}")
     return name
+
+
+def own_device(device: str) -> str:
+    """The device of this process: of those that torchrun starts on a host, each takes a GPU of its own.
+
+    Args:
+        device: cpu, cuda or mps.
+
+    Raises:
+        ConfigError: there are fewer GPUs than processes.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if device != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    import torch
+
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {local_rank} of this host finds {torch.cuda.device_count()} GPUs; start at most as many "
+            "processes as there are GPUs (--nproc-per-node)"
+        )
+    return f"cuda:{local_rank}"

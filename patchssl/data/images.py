@@ -51,6 +51,13 @@ class ImageSource(Protocol):
         """A hash that is equal for equal data on any machine."""
         ...
 
+    def state(self) -> str:
+        """A hash that changes whenever an image may have changed, even to one of equal size, or is read otherwise.
+
+        It need not be equal on another machine, nor after copying; what is kept under it is never out of date.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class FileSource:
@@ -81,6 +88,14 @@ class FileSource:
             digest.update(f"{Path(relative).as_posix()}\0{size}\0{label}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
+    def state(self) -> str:
+        """Hash of every relative path, label, inode, size, time of writing and of change, and of how files are read."""
+        digest = hashlib.sha256(f"exif {self.apply_exif}\n".encode())
+        for index, relative in enumerate(self.ids):
+            label = "" if self.labels is None else self.classes[self.labels[index]]
+            digest.update(f"{relative}\0{label}\0{_times(self.root / relative)}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class ArraySource:
@@ -106,3 +121,16 @@ class ArraySource:
         if self.labels is not None:
             digest.update(self.labels.astype("<i8").tobytes())
         return digest.hexdigest()
+
+    def state(self) -> str:
+        """Hash of all pixels, their shape, and labels."""
+        return hashlib.sha256(f"{self.pixels.shape} {self.fingerprint()}".encode()).hexdigest()
+
+
+def _times(path: Path) -> str:
+    """What changes with a file's content. Anyone can set the time of writing, but nobody that of the change."""
+    try:
+        found = path.stat()
+    except OSError:
+        return "missing"
+    return f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"

@@ -103,7 +103,7 @@ def iterate(
         prefetch_factor=4 if workers else None,
         # Its own generator keeps the loader from drawing on the global one, on which stochastic depth depends.
         generator=torch.Generator(),
-        worker_init_fn=_leave_signals_to_the_main_process,
+        worker_init_fn=leave_signals_to_the_main_process,
     )
     for batch in loader:
         if isinstance(batch, PatchsslError):
@@ -111,7 +111,7 @@ def iterate(
         yield batch
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
+def leave_signals_to_the_main_process(worker: int) -> None:
     """Keep a worker alive when Ctrl-C, or SIGTERM from a scheduler, reaches the whole group of processes.
 
     The main process then ends its step, saves, and lets the workers end through their queue.

@@ -90,7 +90,8 @@ def test_no_record_writes_nothing(
 def test_images_and_an_untrained_model_give_a_whole_row(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = on_images(images, "--device", "cpu", "--format", "json", "--results", str(tmp_path / "rows"))
+    command = on_images(images, "--device", "cpu", "--precision", "fp32", "--format", "json")
+    command += ["--results", str(tmp_path / "rows")]
     assert main(command) == 0
     out, err = capsys.readouterr()
     row = json.loads(out)
@@ -123,6 +124,8 @@ def test_images_and_an_untrained_model_give_a_whole_row(
     assert lines == [row, again]
     for record in (row, again):
         del record["created"], record["seconds"]
+    assert row.pop("details") == {"num_stored": {"train": 0, "test": 0}}
+    assert again.pop("details") == {"num_stored": {"train": 12, "test": 6}}
     assert row == again
 
 

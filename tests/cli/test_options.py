@@ -128,3 +128,30 @@ def test_a_device_that_is_absent_is_refused(name: str, monkeypatch: pytest.Monke
 def test_an_unknown_device_is_refused() -> None:
     with pytest.raises(ConfigError, match="allowed: auto, cpu, cuda, mps"):
         options.resolve_device("tpu")
+
+
+def test_the_cache_is_where_the_variable_says_or_the_platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATCHSSL_CACHE", "given")
+    assert options.default_cache() == Path("given")
+    monkeypatch.setenv("PATCHSSL_CACHE", "")
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/me"))
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert options.default_cache() == Path("/home/me/.cache/patchssl")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert options.default_cache() == tmp_path / "patchssl"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert options.default_cache() == Path("/home/me/.cache/patchssl")
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert options.default_cache() == Path("/home/me/Library/Caches/patchssl")
+
+
+def test_each_process_of_a_host_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert options.own_device("cuda") == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert options.own_device("cuda") == "cuda:1"
+    assert options.own_device("cpu") == "cpu"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="process 1 of this host finds 1 GPUs"):
+        options.own_device("cuda")

@@ -42,6 +42,9 @@ class Drawn:
     def fingerprint(self) -> str:
         return "print"
 
+    def state(self) -> str:
+        return "state"
+
 
 class MeanColour(nn.Module):
     """Its class token is the mean of each channel."""
@@ -78,7 +81,7 @@ def vit() -> Backbone:
 
 def test_features_equal_the_definition(mean_colour: Backbone) -> None:
     source = Drawn(5)
-    features = extract(mean_colour, source, batch_size=2).features["cls"]
+    features = extract(mean_colour, source, batch_size=2, precision="fp32").features["cls"]
     for index in range(5):
         crop = np.moveaxis(mean_colour.preprocess.crop(source.read(index)).numpy(), 0, 2) / 255
         expected = (crop.mean((0, 1)) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
@@ -97,9 +100,9 @@ def test_features_equal_the_definition(mean_colour: Backbone) -> None:
 
 
 def test_batch_size_and_workers_change_rounding_at_most(vit: Backbone) -> None:
-    whole = extract(vit, Drawn(7), batch_size=7).features["cls"].features
-    ones = extract(vit, Drawn(7), batch_size=1).features["cls"].features
-    workers = extract(vit, Drawn(7), batch_size=7, num_workers=1).features["cls"].features
+    whole = extract(vit, Drawn(7), batch_size=7, precision="fp32").features["cls"].features
+    ones = extract(vit, Drawn(7), batch_size=1, precision="fp32").features["cls"].features
+    workers = extract(vit, Drawn(7), batch_size=7, precision="fp32", num_workers=1).features["cls"].features
     np.testing.assert_allclose(ones, whole, rtol=0, atol=2e-5)
     np.testing.assert_array_equal(workers, whole)
     assert np.abs(whole).mean() > 0.1
@@ -143,8 +146,26 @@ def test_too_many_unreadable_images_stop_it_at_once(mean_colour: Backbone) -> No
         extract(mean_colour, Drawn(2, bad=frozenset({0, 1})), batch_size=4, max_bad_fraction=1.0)
 
 
-def test_precision_names() -> None:
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ({"avx512_bf16": True}, "bf16"),
+        ({"amx_bf16": True, "avx512_bf16": False}, "bf16"),
+        # Without one of these, torch emulates bf16 on AVX512 and is slower than in fp32.
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, "fp32"),
+        ({"bf16": True}, "fp32"),
+    ],
+)
+def test_auto_on_the_cpu_follows_what_the_processor_says(
+    found: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    assert resolve_precision("auto", torch.device("cpu")) == expected
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert resolve_precision("auto", torch.device("cpu")) == "fp32"
+
+
+def test_precision_names() -> None:
     assert resolve_precision("fp16", torch.device("cpu")) == "fp16"
     with pytest.raises(ConfigError, match="'int8' is unknown; allowed: auto, fp32, bf16, fp16"):
         resolve_precision("int8", torch.device("cpu"))

@@ -1,0 +1,87 @@
+"""Images of a source → batches of crops of one size, in order, made ahead of time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from patchssl.data.decode import UnreadableImage
+from patchssl.data.images import ImageSource
+from patchssl.data.loader import leave_signals_to_the_main_process
+
+
+@dataclass(frozen=True, slots=True)
+class CropBatch:
+    """Crops of consecutive images.
+
+    Attributes:
+        indices: (B,) places in the source of those that can be read.
+        pixels: (B, 3, h, w) uint8.
+        unreadable: index, path and reason of each of the others.
+    """
+
+    indices: list[int]
+    pixels: Tensor
+    unreadable: list[tuple[int, str, str]]
+
+    def pin_memory(self) -> "CropBatch":
+        """The same in page-locked memory, as a data loader asks for before a copy to a GPU."""
+        return CropBatch(self.indices, self.pixels.pin_memory(), self.unreadable)
+
+
+def read_crops(
+    source: ImageSource,
+    crop: Callable[[Image.Image], Tensor],
+    batches: Sequence[range],
+    *,
+    num_workers: int,
+    pin_memory: bool,
+) -> Iterator[CropBatch]:
+    """Read batches of images, in the order given.
+
+    Args:
+        source: the images.
+        crop: turns an RGB image into (3, h, w) uint8, always of one size.
+        batches: the places of each batch's images in the source.
+        num_workers: processes of one thread each that decode and crop ahead; 0 does it in this one.
+        pin_memory: for copies to a GPU that overlap computing.
+    """
+    yield from DataLoader(
+        _Batches(source, crop),
+        batch_size=None,
+        sampler=batches,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        # Its own generator keeps the loader from drawing on the global one.
+        generator=torch.Generator(),
+        worker_init_fn=leave_signals_to_the_main_process,
+    )
+
+
+class _Batches(Dataset[CropBatch]):
+    """Whole batches as items, so that a worker puts each crop in its place at once."""
+
+    def __init__(self, source: ImageSource, crop: Callable[[Image.Image], Tensor]) -> None:
+        self.source, self.crop = source, crop
+
+    def __getitem__(self, places: range) -> CropBatch:
+        indices: list[int] = []
+        unreadable: list[tuple[int, str, str]] = []
+        pixels = torch.empty(0, dtype=torch.uint8)
+        for index in places:
+            try:
+                crop = self.crop(self.source.read(index))
+            except UnreadableImage as error:
+                unreadable.append((index, error.path, error.reason))
+                continue
+            if not indices:
+                pixels = crop.new_empty((len(places), *crop.shape))
+                if get_worker_info() is not None:
+                    # Shared before it is filled: the batch then reaches the main process without a copy.
+                    pixels.share_memory_()
+            pixels[len(indices)] = crop
+            indices.append(index)
+        return CropBatch(indices, pixels[: len(indices)], unreadable)
