@@ -49,7 +49,7 @@ class FloorReader:
         return 1
 
     def last_blocks(self, network: AveragedPixels, pixels: Tensor, num: int) -> tuple[Tokens, ...]:
-        """cls (B, D) and patches (B, 1, D), both the averaged pixels."""
+        """The averaged pixels both as cls (B, D) and as patches (B, 1, D)."""
         values = network(pixels)
         return (Tokens(values, values[:, None], (1, 1)),)
 
