@@ -91,7 +91,6 @@ def load_floor(spec: str) -> Backbone:
     )
 
 
-def in_geometry_of(floor: Backbone, preprocess: Preprocess) -> Backbone:
-    """The floor on crops that another backbone sees, so that the two may be compared; its own normalisation stays."""
-    own = floor.preprocess
-    return replace(floor, preprocess=replace(preprocess, mean=own.mean, std=own.std))
+def floor_preprocess(preprocess: Preprocess) -> Preprocess:
+    """The crops that another backbone sees, in the normalisation of the floors, so that the two may be compared."""
+    return replace(preprocess, mean=_DINO.mean, std=_DINO.std)

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from patchssl.backbones import Preprocess, load_backbone
-from patchssl.backbones.floors import FLOORS, in_geometry_of
+from patchssl.backbones.floors import FLOORS, floor_preprocess
 from patchssl.errors import ConfigError
 
 HALF = Preprocess(image_px=2, resize_px=2, mean=(0.5, 0.5, 0.5), std=(0.5, 0.25, 1.0))
@@ -73,11 +73,11 @@ def test_floors_are_told_apart_by_their_hash_and_the_architecture_states_the_siz
     assert floors[1].arch == "raw-pixels-16x16"
 
 
-def test_the_geometry_of_another_backbone_with_the_own_normalisation() -> None:
+def test_the_crops_of_another_backbone_in_the_own_normalisation() -> None:
     floor = load_backbone("floor:mean-colour")
-    there = in_geometry_of(floor, HALF)
-    assert (there.preprocess.image_px, there.preprocess.resize_px) == (2, 2)
-    assert (there.preprocess.mean, there.preprocess.std) == (floor.preprocess.mean, floor.preprocess.std)
+    there = floor_preprocess(HALF)
+    assert (there.image_px, there.resize_px) == (2, 2)
+    assert (there.mean, there.std) == (floor.preprocess.mean, floor.preprocess.std)
 
 
 def test_an_unknown_floor_is_refused() -> None:
