@@ -13,6 +13,8 @@ from patchssl.recipes import SUITES, config_names, read_yaml, validate
 
 BUILTIN = "builtin"
 
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
+
 
 class Task(Section):
     """What all tasks have."""
@@ -65,7 +67,20 @@ class LinearTask(Task):
     protocol: str = "dino"
     blocks: Count | None = Field(None, description="class tokens of so many last blocks")
     avgpool: bool | None = Field(None, description="the mean of the patches besides")
-    epochs: Count | None = Field(None, description="passes over the training images")
+    epochs: Count | None = Field(None, description="passes over the training images; dino only")
+    iterations: Count | None = Field(None, description="steps of training; dinov2 only")
+    learning_rates: tuple[Positive, ...] | None = Field(
+        None, description="for 256 images in a batch, a number or a list; dino takes one, dinov2 compares several"
+    )
+    train_batch_size: Count | None = Field(None, description="images in a step of training; dino and dinov2 only")
+    val_fraction: OpenFraction | None = Field(
+        None, description="of the training images, held out to choose by; dinov2 and logistic only"
+    )
+
+    @field_validator("learning_rates", mode="before")
+    @classmethod
+    def _one_rate(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int | float) else value
 
 
 class Builtin(Section):

@@ -9,7 +9,7 @@ from patchssl.backbones.floors import FAMILY, FLOORS, PREFIX, floor_preprocess
 from patchssl.data.images import ImageSource
 from patchssl.evaluate.extraction import resolve_precision
 from patchssl.evaluate.results import Row, canonical_hash
-from patchssl.evaluate.suite_tasks import AnyTask, Compute, has_parts, trains_on_images
+from patchssl.evaluate.suite_tasks import AnyTask, Compute, has_parts
 
 Sources = Mapping[str, ImageSource]
 DataKey = tuple[str, bool]
@@ -134,7 +134,7 @@ def key_of(task: AnyTask, backbone: Backbone, fingerprints: Mapping[str, str], c
         task: its name and where its data lie do not count.
         backbone: at the task's image size.
         fingerprints: of each part of the data.
-        compute: of it the precision and the seed, and for training on images the batch.
+        compute: of it the precision and the seed; all else changes a number by rounding only.
     """
     return canonical_hash(
         {
@@ -146,7 +146,6 @@ def key_of(task: AnyTask, backbone: Backbone, fingerprints: Mapping[str, str], c
             "preprocess": asdict(backbone.preprocess),
             "precision": resolve_precision(compute.precision, backbone.device),
             "seed": compute.seed,
-            "batch_size": compute.batch_size if trains_on_images(task) else None,
         }
     )
 

@@ -4,6 +4,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -13,18 +14,21 @@ from patchssl.data.images import ImageSource
 from patchssl.errors import ConfigError
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.results import Scored
-from patchssl.evaluate.suite_config import KnnTask, LinearTask
+from patchssl.evaluate.suite_config import KnnTask, LinearTask, Task
 
 TRAIN, TEST, LABELLED = "train", "test", "labelled"
 
 # Protocols of k-NN that have a module of their own; all others are those of `patchssl.evaluate.knn`.
 _OWN_MODULES = {"few-shot": "few_shot", "leave-one-out": "leave_one_out"}
 _RENAMED = {"k": "ks"}
-# Passed by the suite, never by a task.
-_GIVEN = {"protocol", "features_s", "device", "seed", "batch_size", "num_workers", "precision"}
 
 AnyTask = KnnTask | LinearTask
 Needs = Mapping[str, tuple[str, ...]]
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+def _silent(what: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    return nullcontext(lambda num: None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,14 +40,18 @@ class Compute:
         precision: of the forward pass.
         num_workers: processes that read images.
         batch_size: images in a forward pass.
+        max_bad_fraction: unreadable images above this fraction are an error.
         seed: of everything random.
+        progress: what is gone through and how many images → what is to be called with the number of images done.
     """
 
     device: str
     precision: str
     num_workers: int
     batch_size: int
+    max_bad_fraction: float
     seed: int
+    progress: Progress = _silent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,16 +84,12 @@ def check_task(task: AnyTask) -> None:
             f"{task.name}: {task.task} has no protocol {task.protocol!r}; "
             f"{f'did you mean {near[0]}? ' if near else ''}allowed: {', '.join(protocols)}"
         )
-    parameters = inspect.signature(_function(task)).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    taken = {parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY} - _GIVEN
-    wrong = [name for name in _choices(task) if _RENAMED.get(name, name) not in taken]
+    taken = _options_of(task)
+    wrong = [name for name in _choices(task) if name not in taken]
     if wrong:
-        named = [name for name in type(task).model_fields if _RENAMED.get(name, name) in taken]
         raise ConfigError(
             f"{task.name}: {task.task} with the protocol {task.protocol} takes no {', '.join(wrong)}; "
-            f"allowed: {', '.join(named) or 'nothing'}"
+            f"allowed: {', '.join(taken) or 'nothing'}"
         )
 
 
@@ -96,7 +100,7 @@ def has_parts(task: AnyTask) -> bool:
 
 def trains_on_images(task: AnyTask) -> bool:
     """Whether the training images are gone through again in every epoch, each time cropped anew."""
-    return isinstance(task, LinearTask) and task.protocol == "dino"
+    return isinstance(task, LinearTask) and bool(_module(task).PROTOCOLS[task.protocol].needs_images)
 
 
 def needs_of(task: AnyTask, backbone: Backbone) -> Needs:
@@ -125,40 +129,67 @@ def score_task(task: AnyTask, material: Material, compute: Compute) -> Scored:
     Raises:
         PatchsslError: as the evaluation does.
     """
-    how = {"features_s": material.features_s, "device": compute.device, "seed": compute.seed}
-    return _score_knn(task, material, how) if isinstance(task, KnnTask) else _score_linear(task, material, compute, how)
+    if isinstance(task, KnnTask):
+        return _score_knn(task, material, compute)
+    return (_score_on_images if trains_on_images(task) else _score_linear)(task, material, compute)
 
 
-def _score_knn(task: KnnTask, material: Material, how: dict[str, Any]) -> Scored:
+def _score_knn(task: KnnTask, material: Material, compute: Compute) -> Scored:
     options = {_RENAMED.get(name, name): value for name, value in _choices(task).items()}
     if task.protocol not in _OWN_MODULES:
         options["protocol"] = task.protocol
-    parts = [material.features[part][tokens] for part, (tokens,) in needs_of(task, material.backbone).items()]
-    scored: Scored = _function(task)(*parts, **options, **how)
+    scored: Scored = _module(task).score(
+        *(features[task.tokens] for features in _features(task, material).values()),
+        features_s=material.features_s,
+        device=compute.device,
+        seed=compute.seed,
+        **options,
+    )
     return scored
 
 
-def _score_linear(task: LinearTask, material: Material, compute: Compute, how: dict[str, Any]) -> Scored:
-    function, options = _function(task), _choices(task)
-    features = {
-        part: {name: material.features[part][name] for name in tokens}
-        for part, tokens in needs_of(task, material.backbone).items()
-    }
-    if trains_on_images(task):
-        scored: Scored = function(
+def _score_linear(task: LinearTask, material: Material, compute: Compute) -> Scored:
+    features = _features(task, material)
+    scored: Scored = _module(task).score(
+        features[TRAIN],
+        features[TEST],
+        protocol=task.protocol,
+        features_s=material.features_s,
+        device=compute.device,
+        seed=compute.seed,
+        **_choices(task),
+    )
+    return scored
+
+
+def _score_on_images(task: LinearTask, material: Material, compute: Compute) -> Scored:
+    module, choices = _module(task), _choices(task)
+    num_epochs = choices.get("epochs", module.PROTOCOLS[task.protocol].defaults["epochs"])
+    told = f"training images in {num_epochs} epochs"
+    with compute.progress(told, num_epochs * len(material.sources[TRAIN])) as progress:
+        scored: Scored = module.score_images(
             material.backbone,
             material.sources,
-            features[TEST],
+            _features(task, material)[TEST],
             protocol=task.protocol,
             batch_size=compute.batch_size,
             num_workers=compute.num_workers,
             precision=compute.precision,
-            **options,
-            **how,
+            max_bad_fraction=compute.max_bad_fraction,
+            features_s=material.features_s,
+            seed=compute.seed,
+            progress=progress,
+            **choices,
         )
-    else:
-        scored = function(features[TRAIN], features[TEST], protocol=task.protocol, **options, **how)
     return scored
+
+
+def _features(task: AnyTask, material: Material) -> dict[str, dict[str, Features]]:
+    """Of all that was computed, what this task is scored from: part → tokens → features."""
+    return {
+        part: {name: material.features[part][name] for name in tokens}
+        for part, tokens in needs_of(task, material.backbone).items()
+    }
 
 
 def _choices(task: AnyTask) -> dict[str, Any]:
@@ -173,9 +204,13 @@ def _protocols(task: AnyTask) -> list[str]:
     return names
 
 
-def _function(task: AnyTask) -> Callable[..., Scored]:
-    function: Callable[..., Scored] = getattr(_module(task), "score_images" if trains_on_images(task) else "score")
-    return function
+def _options_of(task: AnyTask) -> list[str]:
+    """What may be set besides a protocol's defaults, as a suite calls it."""
+    if isinstance(task, LinearTask):
+        return list(_module(task).PROTOCOLS[task.protocol].options)
+    parameters = inspect.signature(_module(task).score).parameters
+    own = [name for name in type(task).model_fields if name not in Task.model_fields]
+    return [name for name in own if name == "tokens" or _RENAMED.get(name, name) in parameters]
 
 
 def _module(task: AnyTask, *, of_protocol: bool = True) -> ModuleType:

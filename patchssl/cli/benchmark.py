@@ -1,8 +1,10 @@
 """`patchssl benchmark`."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import click
 from patchssl.cli.bundles import ComputeOptions, ModelOptions, compute_options, model_options
 from patchssl.cli.failures import describe, is_unforeseen
 from patchssl.cli.features import compute_features
+from patchssl.cli.image_progress import image_progress
 from patchssl.cli.logs import configure_logging
 from patchssl.cli.options import format_option, no_record_option, quiet_option, results_option, seed_option
 from patchssl.cli.output import print_rows
@@ -128,7 +131,7 @@ def benchmark(
         sources=sources,
         load=lambda spec: options.get(spec, ModelOptions()).load(spec, device=compute.device, seed=seed),
         extract=_extractor(compute, quiet=quiet),
-        compute=_facts(compute, seed),
+        compute=_facts(compute, seed, quiet=quiet),
         cost=_measurer(compute) if cost else None,
         done=rows_by_key(_rows_in(results)) if skip_done else {},
         announce=logger.info,
@@ -201,11 +204,22 @@ def _open(key: "DataKey", suite: "SuiteConfig", places: Mapping[str, str]) -> "S
             raise type(error)(f"{error}{hint}") from None
     else:
         drawn = suite.builtin
-        folder = cached_dataset(num_images=drawn.num_images, image_size_px=drawn.image_size, seed=drawn.seed)
+        folder = cached_dataset(
+            _cache_folder(), num_images=drawn.num_images, image_size_px=drawn.image_size, seed=drawn.seed
+        )
         opened = open_one(folder / "folder", apply_exif=False)
         told = f"{BUILTIN}: {drawn.num_images} images of {drawn.image_size} px, seed {drawn.seed}"
         opened = {part: replace(source, name=BUILTIN, location=told) for part, source in opened.items()}
     return opened if parts else {"labelled": opened}
+
+
+def _cache_folder() -> Path:
+    """Where what can be made again is kept: $PATCHSSL_CACHE, or `patchssl` in the user's cache folder."""
+    own = os.environ.get("PATCHSSL_CACHE")
+    if own:
+        return Path(own)
+    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (shared if shared.is_absolute() else Path.home() / ".cache") / "patchssl"
 
 
 def _extractor(
@@ -220,7 +234,7 @@ def _extractor(
     return extract
 
 
-def _facts(compute: ComputeOptions, seed: int) -> "Compute":
+def _facts(compute: ComputeOptions, seed: int, *, quiet: bool) -> "Compute":
     from patchssl.evaluate.suite_tasks import Compute
 
     return Compute(
@@ -228,7 +242,9 @@ def _facts(compute: ComputeOptions, seed: int) -> "Compute":
         precision=compute.precision,
         num_workers=compute.workers,
         batch_size=compute.batch_size,
+        max_bad_fraction=compute.max_bad_fraction,
         seed=seed,
+        progress=partial(image_progress, quiet=quiet),
     )
 
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import logging
-import os
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
@@ -12,23 +10,20 @@ from patchssl.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-CACHE_VARIABLE = "PATCHSSL_CACHE"
 _NUM_DIGITS = 12
 
 
-def cached_dataset(
-    *, num_images: int, image_size_px: int, seed: int, on_image: Callable[[int, int], None] | None = None
-) -> Path:
-    """Draw the data set into the cache folder, or find it there.
+def cached_dataset(cache: Path, *, num_images: int, image_size_px: int, seed: int) -> Path:
+    """Draw the data set into a cache, or find it there.
 
-    The cache is `$PATCHSSL_CACHE`, or `patchssl` in `$XDG_CACHE_HOME` or `~/.cache`. The folder's name follows from
-    the arguments and from the code that draws, so that older drawings are never taken for these.
+    The folder's name follows from the arguments and from the code that draws, so that the drawings of another version
+    are never taken for these.
 
     Args:
+        cache: the folder of all that is kept.
         num_images: as for `write_dataset`.
         image_size_px: as for `write_dataset`.
         seed: as for `write_dataset`.
-        on_image: as for `write_dataset`.
 
     Returns:
         The folder, as `write_dataset` lays it out.
@@ -36,26 +31,17 @@ def cached_dataset(
     Raises:
         DataError: a number is out of range, or the folder cannot be written.
     """
-    folder = cache_folder() / "synth" / f"{num_images}-{image_size_px}px-seed{seed}-{_code_digest()}"
+    folder = cache / "synth" / f"{num_images}-{image_size_px}px-seed{seed}-{_code_digest()}"
     if folder.is_dir():
         return folder
     logger.info("drawing %d images of %d px into %s", num_images, image_size_px, folder)
     try:
-        write_dataset(folder, num_images=num_images, image_size_px=image_size_px, seed=seed, on_image=on_image)
+        write_dataset(folder, num_images=num_images, image_size_px=image_size_px, seed=seed)
     except DataError:
         # Another process may have drawn the same meanwhile; what is there is whole.
         if not folder.is_dir():
             raise
     return folder
-
-
-def cache_folder() -> Path:
-    """Where what can be made again is kept."""
-    own = os.environ.get(CACHE_VARIABLE)
-    if own:
-        return Path(own)
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "patchssl"
 
 
 def _code_digest() -> str:
