@@ -13,6 +13,7 @@ import torch
 from patchssl.backbones.protocol import fresh_weights
 from patchssl.backbones.vit import build_vit
 from patchssl.cli import benchmark as module
+from patchssl.cli.features import compute_features
 from patchssl.cli.main import main
 from patchssl.config import Config
 from patchssl.evaluate import throughput
@@ -166,14 +167,13 @@ def test_what_is_done_is_not_run_again(run: str, capsys: pytest.CaptureFixture[s
 def test_interrupting_keeps_what_is_recorded(
     run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    compute = module.compute_features
     passes: list[str] = []
 
     def interrupted(sources: Any, backbone: Any, tokens: Any, **values: Any) -> Any:
         passes.append(backbone.spec)
         if backbone.spec == MEAN:
             raise KeyboardInterrupt
-        return compute(sources, backbone, tokens, **values)
+        return compute_features(sources, backbone, tokens, **values)
 
     monkeypatch.setattr(module, "compute_features", interrupted)
     assert main(command(run, MEAN, more=("--format", "json"))) == 130

@@ -1,8 +1,9 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from patchssl.data.synth import cache
+from patchssl.data.synth import cache, write_dataset
 from patchssl.errors import DataError
 
 
@@ -29,11 +30,9 @@ def test_drawings_of_other_code_are_not_taken(tmp_path: Path, monkeypatch: pytes
 
 
 def test_one_that_another_process_drew_meanwhile_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = cache.write_dataset
-
-    def twice(folder: Path, **values: int) -> None:
-        write(folder, **values)
-        write(folder, **values)
+    def twice(folder: Path, **values: Any) -> None:
+        write_dataset(folder, **values)
+        write_dataset(folder, **values)
 
     monkeypatch.setattr(cache, "write_dataset", twice)
     assert (cache.cached_dataset(tmp_path, num_images=24, image_size_px=32, seed=0) / "folder").is_dir()

@@ -115,7 +115,7 @@ class Lab:
     ) -> list[Result]:
         sources: dict[DataKey, Sources] = {("drawn", True): PARTS}
         values = {"sources": sources, "load": self.load, "extract": self.extract, "announce": self.said.append}
-        setting = Setting(suite="mine", compute=COMPUTE, **{**values, **changes})  # type: ignore[arg-type]
+        setting = Setting(suite="mine", compute=COMPUTE, **{**values, **changes})
         return list(run_suite(plan(tasks), specs, setting, floors=floors))
 
 
@@ -491,7 +491,7 @@ def test_tokens_that_follow_from_options(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_what_an_evaluation_does_not_have_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "patchssl.evaluate.linear", fake_linear([]))
-    cases = [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"task": "knn", "protocol": "dimo"}, "knn (dimo) on drawn: knn has no protocol 'dimo'; did you mean dino?"),
         ({"task": "knn", "shots": 5}, "knn with the protocol dino takes no shots; allowed: tokens, k, temperature"),
         ({"task": "linear", "protocol": "other"}, "linear has no protocol 'other'; allowed: on-images, on-features"),

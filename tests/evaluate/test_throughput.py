@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from patchssl.backbones import Backbone, Preprocess, load_backbone
 from patchssl.backbones.protocol import fresh_weights
-from patchssl.backbones.vit import ViTReader, build_vit
+from patchssl.backbones.vit import ViTReader, build_vit, use_plain_attention
 from patchssl.config import ModelConfig
 from patchssl.errors import ConfigError
-from patchssl.evaluate import throughput
 from patchssl.evaluate.throughput import images_per_s, measure_cost, num_flops
 from patchssl.structs import Tokens
 
@@ -64,8 +63,8 @@ def test_a_vision_transformer_counted_by_hand(fused: bool) -> None:
     model = ModelConfig(arch="vit_tiny_patch16_224", patch_size=patch, width=width, depth=depth, num_heads=2)
     with fresh_weights(0):
         network = build_vit(model, side)
-    for block in network.blocks:
-        block.attn.fused_attn = fused
+    if not fused:
+        use_plain_attention(network)
     preprocess = Preprocess(image_px=side, resize_px=side)
     backbone = Backbone.of(
         network, ViTReader(), spec="t", family="test", arch="t", dim=width, patch_px=patch, preprocess=preprocess
@@ -110,7 +109,7 @@ def test_the_median_after_one_warm_up(
     min_s: float, repeats: int, median_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = Sleeping()
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: network.clock)
+    monkeypatch.setattr("patchssl.evaluate.throughput.time.perf_counter", lambda: network.clock)
     found = images_per_s(backbone_of(network, side=4, dim=3), batch_size=6, min_s=min_s)
     assert found == pytest.approx(6 / median_s)
     assert network.batches == [6] * (1 + repeats)
