@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,22 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from patchssl.cli.benchmark_results import collect, report, show
 from patchssl.cli.bundles import ComputeOptions, ModelOptions, compute_options, model_options
-from patchssl.cli.failures import describe, is_unforeseen
 from patchssl.cli.features import compute_features
 from patchssl.cli.image_progress import image_progress
 from patchssl.cli.logs import configure_logging
 from patchssl.cli.options import format_option, no_record_option, quiet_option, results_option, seed_option
-from patchssl.cli.output import print_rows
 from patchssl.errors import PatchsslError
 
 if TYPE_CHECKING:
     from patchssl.backbones import Backbone
     from patchssl.evaluate.features import Features
     from patchssl.evaluate.results import Row
-    from patchssl.evaluate.suite import Result
     from patchssl.evaluate.suite_config import SuiteConfig
-    from patchssl.evaluate.suite_plan import DataKey, Failure, Sources
+    from patchssl.evaluate.suite_plan import DataKey, Sources
     from patchssl.evaluate.suite_tasks import Compute, Needs
 
 logger = logging.getLogger(__name__)
@@ -136,16 +134,9 @@ def benchmark(
         done=rows_by_key(_rows_in(results)) if skip_done else {},
         announce=logger.info,
     )
-    directory = None if no_record else results
-    rows, more = _collect(run_suite(groups, specs, setting, floors=floors), directory)
-    show(rows, output_format, cost=cost)
-    _report([*failures, *more], len(rows))
-
-
-def show(rows: "Sequence[Row]", output_format: str, *, cost: bool) -> None:
-    """Print the rows; the one place that knows how. `cost` asks for the columns of parameters, GFLOPs and images/s."""
-    if rows or output_format in ("json", "csv"):
-        print_rows(rows, output_format)
+    found = collect(run_suite(groups, specs, setting, floors=floors), None if no_record else results)
+    show(found.rows, output_format)
+    report([*failures, *found.failures], len(found.rows))
 
 
 def _options_of(specs: Sequence[str], given: ModelOptions) -> dict[str, ModelOptions]:
@@ -265,48 +256,3 @@ def _rows_in(results: Path) -> "list[Row]":
     from patchssl.evaluate.results import read_rows
 
     return read_rows(results)[0] if results.is_dir() else []
-
-
-def _collect(found: "Iterable[Result]", directory: Path | None) -> "tuple[list[Row], list[Failure]]":
-    """Record results as they come, and keep rows and failures."""
-    from patchssl.evaluate.results import record
-    from patchssl.evaluate.suite import Skipped
-    from patchssl.evaluate.suite_plan import Failure
-
-    rows: list[Row] = []
-    failures: list[Failure] = []
-    try:
-        for result in found:
-            if isinstance(result, Failure):
-                failures.append(result)
-                logger.info("failed: %s", _told(result))
-                continue
-            if directory is not None and not isinstance(result, Skipped):
-                record(directory, result)
-            rows.append(result.row)
-    except KeyboardInterrupt:
-        if directory is not None:
-            logger.warning("interrupted; %d results are in %s: go on with --skip-done", len(rows), directory)
-        raise
-    return rows, failures
-
-
-def _report(failures: "Sequence[Failure]", num_rows: int) -> None:
-    """A line for each failure.
-
-    Raises:
-        PatchsslError: there are failures.
-    """
-    if not failures:
-        return
-    for failure in failures:
-        logger.error("failed: %s", _told(failure))
-    raise PatchsslError(
-        f"{len(failures)} {'failure' if len(failures) == 1 else 'failures'} of the benchmark, listed above; "
-        f"{num_rows} results are there. Mend what is named and run again with --skip-done"
-    ) from failures[0].error
-
-
-def _told(failure: "Failure") -> str:
-    more = " (run again with --debug for the traceback)" if is_unforeseen(failure.error) else ""
-    return f"{', '.join(failure.tasks)}, {failure.model or 'all models'}: {describe(failure.error)}{more}"
