@@ -1,10 +1,10 @@
-"""Configurations from YAML files and the recipes of the package, with errors that name what is allowed."""
+"""Configurations from YAML files and those of the package, with errors that name what is allowed."""
 
 import difflib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -12,10 +12,22 @@ from pydantic import BaseModel, ValidationError
 from patchssl.config import Config
 from patchssl.errors import ConfigError
 
+Model = TypeVar("Model", bound=BaseModel)
+
+RECIPES = "pretrain"
+SUITES = "evaluate"
+_TOLD = {RECIPES: "recipe", SUITES: "suite"}
+
 
 def recipe_names() -> list[str]:
     """The names of the recipes that come with the package."""
-    return sorted(file.name.removesuffix(".yaml") for file in _recipes().iterdir() if file.name.endswith(".yaml"))
+    return config_names(RECIPES)
+
+
+def config_names(folder: str) -> list[str]:
+    """The names of the YAML files in a folder of the package's configurations."""
+    files = (resources.files("patchssl.configs") / folder).iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
 
 def load_config(source: str | None, overrides: Iterable[str] = ()) -> Config:
@@ -35,15 +47,29 @@ def load_config(source: str | None, overrides: Iterable[str] = ()) -> Config:
 
 
 def parse_config(values: Mapping[str, Any], *, origin: str = "the configuration") -> Config:
+    """Validate a nested mapping as a pretraining configuration.
+
+    Raises:
+        ConfigError: names every offending key, with what is allowed.
+    """
+    return validate(Config, values, origin=origin)
+
+
+def validate(model: type[Model], values: Mapping[str, Any], *, origin: str) -> Model:
     """Validate a nested mapping.
+
+    Args:
+        model: what it must be.
+        values: the mapping.
+        origin: where it comes from, for the message.
 
     Raises:
         ConfigError: names every offending key, with what is allowed.
     """
     try:
-        return Config.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: " + "; ".join(_explain(dict(e)) for e in error.errors())) from None
+        raise ConfigError(f"{origin}: " + "; ".join(_explain(model, dict(e)) for e in error.errors())) from None
 
 
 def dump_config(config: Config) -> str:
@@ -51,13 +77,9 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _recipes() -> Any:
-    return resources.files("patchssl.configs") / "pretrain"
-
-
 def _with_base(source: str, depth: int = 0) -> dict[str, Any]:
     """Read a file and what it builds on: its key `base` names a recipe or file, of which it changes single keys."""
-    values = _read(source)
+    values = read_yaml(source, RECIPES)
     base = values.pop("base", None)
     if base is None:
         return values
@@ -71,14 +93,23 @@ def _with_base(source: str, depth: int = 0) -> dict[str, Any]:
     return merged
 
 
-def _read(source: str) -> dict[str, Any]:
-    path = Path(source)
+def read_yaml(source: str, folder: str) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Args:
+        source: a file, or a name in a folder of the package's configurations.
+        folder: that folder.
+
+    Raises:
+        ConfigError: it is neither, or holds no mapping.
+    """
+    path, told = Path(source), _TOLD[folder]
     if path.is_file():
         text = path.read_text(encoding="utf-8")
-    elif source in recipe_names():
-        text = (_recipes() / f"{source}.yaml").read_text(encoding="utf-8")
+    elif source in (names := config_names(folder)):
+        text = (resources.files("patchssl.configs") / folder / f"{source}.yaml").read_text(encoding="utf-8")
     else:
-        raise ConfigError(f"{source!r} is neither a file nor a recipe; recipes: {', '.join(recipe_names())}")
+        raise ConfigError(f"{source!r} is neither a file nor a {told}; {told}s: {', '.join(names)}")
     try:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
@@ -102,19 +133,53 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value") from None
 
 
-def _explain(error: dict[str, Any]) -> str:
+def _explain(root: type[BaseModel], error: dict[str, Any]) -> str:
     location = [str(part) for part in error["loc"]]
     name = ".".join(location)
+    if error["type"] == "union_tag_invalid":
+        context = error["ctx"]
+        key = f"{name}.{context['discriminator'].strip(chr(39))}"
+        allowed = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
+        return f"{key} is {context['tag']!r}; {_near(context['tag'], allowed)}allowed: {', '.join(allowed)}"
+    if error["type"] == "union_tag_not_found":
+        return f"{name} lacks the key {error['ctx']['discriminator'].strip(chr(39))}"
     if error["type"] != "extra_forbidden":
         message = error["msg"].removeprefix("Value error, ")
         came = "" if error["type"] == "value_error" else f" (it is {error['input']!r})"
         return f"{name}: {message}{came}" if name else f"{message}{came}"
-    model: type[BaseModel] = Config
-    for part in location[:-1]:
-        annotation = model.model_fields[part].annotation
-        assert isinstance(annotation, type)
-        model = annotation
-    allowed = list(model.model_fields)
-    close = difflib.get_close_matches(location[-1], allowed, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"unknown key {name}; {hint}allowed: {', '.join(allowed)}"
+    allowed = list(_model_at(root, location[:-1]).model_fields)
+    return f"unknown key {name}; {_near(location[-1], allowed)}allowed: {', '.join(allowed)}"
+
+
+def _near(came: str, allowed: list[str]) -> str:
+    close = difflib.get_close_matches(came, allowed, n=1)
+    return f"did you mean {close[0]}? " if close else ""
+
+
+def _model_at(root: type[BaseModel], location: list[str]) -> type[BaseModel]:
+    """The model that pydantic names by fields, places in lists, and the tags that choose between several."""
+    found: Any = root
+    for part in location:
+        if isinstance(found, type) and issubclass(found, BaseModel):
+            found = found.model_fields[part].annotation
+        elif get_origin(found) in (list, tuple):
+            found = get_args(found)[0]
+        else:
+            found = next(model for model in _models_in(found) if _has_tag(model, part))
+    models = _models_in(found)
+    assert len(models) == 1
+    return models[0]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models that an annotation allows, however they are wrapped."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def _has_tag(model: type[BaseModel], tag: str) -> bool:
+    return any(
+        get_origin(field.annotation) is Literal and get_args(field.annotation) == (tag,)
+        for field in model.model_fields.values()
+    )

@@ -1,6 +1,6 @@
 """Backbones of any origin behind one small interface."""
 
-from patchssl.backbones import runs, timm_models
+from patchssl.backbones import floors, runs, timm_models
 from patchssl.backbones.protocol import Backbone, Preprocess
 from patchssl.backbones.spec import ModelSpec, parse_spec
 
@@ -12,7 +12,7 @@ def load_backbone(spec: str, *, checkpoint_key: str = "teacher", device: str = "
 
     Args:
         spec: a run folder or `.pt` checkpoint of ours, either followed by `@random` for the same architecture with
-            fresh weights; or `timm:NAME@random`.
+            fresh weights; `timm:NAME@random`; or `floor:NAME`.
         checkpoint_key: `teacher` or `student`, for checkpoints of ours.
         device: where to put it.
         seed: of fresh weights.
@@ -24,6 +24,8 @@ def load_backbone(spec: str, *, checkpoint_key: str = "teacher", device: str = "
     parsed = parse_spec(spec)
     if parsed.kind == "timm":
         backbone = timm_models.load_untrained(parsed, seed=seed)
+    elif parsed.kind == "floor":
+        backbone = floors.load_floor(spec)
     else:
         backbone = runs.load_run(parsed, checkpoint_key=checkpoint_key, seed=seed)
     return backbone.to(device)

@@ -1,6 +1,7 @@
 """The interface of every backbone: pixels to tokens, and what a result row says about the network."""
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -50,7 +51,7 @@ class Backbone:
         network: the module, in evaluation mode, without gradients.
         reader: runs the network on normalised pixels.
         spec: the SPEC that named it.
-        family: `patchssl` or `timm`.
+        family: `patchssl`, `timm`, `floor` …
         arch: the architecture's name.
         dim: D, the width of its tokens.
         patch_px: side of a patch.
@@ -109,7 +110,7 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.network.parameters()).device
+        return next(itertools.chain(self.network.parameters(), self.network.buffers())).device
 
     def forward(self, pixels: Tensor) -> Tokens:
         """Run the network.

@@ -8,7 +8,8 @@ from patchssl.errors import ConfigError
 
 ACCEPTED = (
     "a run folder of patchssl (RUN), a checkpoint of patchssl (FILE.pt), either with @random behind it for the same "
-    "architecture with fresh weights, or timm:NAME@random for an untrained ViT of timm"
+    "architecture with fresh weights, timm:NAME@random for an untrained ViT of timm, or floor:mean-colour and "
+    "floor:raw-pixels"
 )
 _RANDOM = "@random"
 _REMOTE = ("timm:", "torchvision:", "hf-hub:", "hf_hub:", "http://", "https://")
@@ -20,13 +21,13 @@ class ModelSpec:
 
     Attributes:
         text: as the user gave it.
-        kind: `run` for a folder or file of ours, `timm` for an architecture of timm.
-        name: the path, or the architecture's name.
+        kind: `run` for a folder or file of ours, `timm` for an architecture of timm, `floor` for pixels as they are.
+        name: the path, or the name of the architecture or floor.
         random: fresh weights instead of trained ones.
     """
 
     text: str
-    kind: Literal["run", "timm"]
+    kind: Literal["run", "timm", "floor"]
     name: str
     random: bool
 
@@ -49,6 +50,8 @@ def parse_spec(spec: str) -> ModelSpec:
         if weights != "random" or not name:
             raise ConfigError(f"{spec!r} is no model; of timm only timm:NAME@random is accepted. Accepted: {ACCEPTED}")
         return ModelSpec(spec, "timm", name, random=True)
+    if spec.startswith("floor:"):
+        return ModelSpec(spec, "floor", spec.removeprefix("floor:"), random=False)
     if spec.startswith(_REMOTE):
         raise ConfigError(f"{spec!r} is not supported yet. Accepted: {ACCEPTED}")
     random = spec.endswith(_RANDOM) and not Path(spec).exists()

@@ -40,7 +40,7 @@ class ModelOptions:
 
     def check(self, spec: str) -> None:
         """Refuse options that have no meaning for a SPEC, before anything is read."""
-        if self.checkpoint_key is not None and spec.startswith(("timm:", "torchvision:")):
+        if self.checkpoint_key is not None and spec.startswith(("timm:", "torchvision:", "floor:")):
             raise click.UsageError(f"--checkpoint-key is for training checkpoints; {spec} has none")
 
     def load(self, spec: str, *, device: str, seed: int) -> "Backbone":

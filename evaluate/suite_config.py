@@ -1,0 +1,153 @@
+"""Suites: which tasks a benchmark runs, on which data and with which protocols, from a YAML file."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from patchssl.config import Count, Positive, Section
+from patchssl.errors import ConfigError
+from patchssl.pooling import parse_tokens
+from patchssl.recipes import SUITES, config_names, read_yaml, validate
+
+BUILTIN = "builtin"
+
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Task(Section):
+    """What all tasks have."""
+
+    task: str
+    protocol: str
+    name: str | None = Field(None, description="what it is called; null: task, protocol and data")
+    data: str | None = Field(None, description="builtin, or a path, or the NAME of --data NAME=PATH; null: the suite's")
+    image_size: Count | None = Field(None, description="side of the crop, px; null: the suite's")
+
+    def options(self) -> dict[str, Any]:
+        """What the task sets besides the protocol's defaults."""
+        values = self.model_dump(exclude=set(Task.model_fields))
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class KnnTask(Task):
+    """k-NN classification."""
+
+    task: Literal["knn"]
+    protocol: str = "dino"
+    tokens: str = Field("cls", description="what stands for an image: cls, mean, gem, cls:4, or joined by +")
+    k: tuple[Count, ...] | None = Field(None, description="neighbours that vote, a number or a list")
+    temperature: Positive | None = Field(None, description="of the votes")
+    shots: Count | None = Field(None, description="training images of a class; few-shot only")
+    draws: Count | None = Field(None, description="how often they are drawn; few-shot only")
+
+    @field_validator("k", mode="before")
+    @classmethod
+    def _one_k(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _usable(self) -> "KnnTask":
+        if self.k == ():
+            raise ValueError("k is empty; give at least one number, or leave it out")
+        try:
+            parts = parse_tokens(self.tokens)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        if parts[0].kind == "patches":
+            raise ValueError("patches are many vectors of an image; take mean or gem of them")
+        return self
+
+
+class LinearTask(Task):
+    """Linear classification."""
+
+    task: Literal["linear"]
+    protocol: str = "dino"
+    blocks: Count | None = Field(None, description="class tokens of so many last blocks")
+    avgpool: bool | None = Field(None, description="the mean of the patches besides")
+    epochs: Count | None = Field(None, description="passes over the training images; dino only")
+    iterations: Count | None = Field(None, description="steps of training; dinov2 only")
+    learning_rates: tuple[Positive, ...] | None = Field(
+        None, description="for 256 images in a batch, a number or a list; dino takes one, dinov2 compares several"
+    )
+    train_batch_size: Count | None = Field(None, description="images in a step of training; dino and dinov2 only")
+    val_fraction: OpenFraction | None = Field(
+        None, description="of the training images, held out to choose by; dinov2 and logistic only"
+    )
+
+    @field_validator("learning_rates", mode="before")
+    @classmethod
+    def _one_rate(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int | float) else value
+
+
+class Builtin(Section):
+    """The images that `builtin` stands for, as `patchssl data synth` draws them."""
+
+    num_images: Annotated[int, Field(ge=24)] = 2000
+    image_size: Annotated[int, Field(ge=32, le=2048)] = Field(64, description="side of an image, px")
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class SuiteConfig(Section):
+    """A list of tasks, and what holds for all of them."""
+
+    data: str | None = Field(None, description="of tasks that name none")
+    image_size: Count | None = Field(None, description="of tasks that name none, px; null: each model's own")
+    builtin: Builtin = Builtin()
+    tasks: tuple[Annotated[KnnTask | LinearTask, Field(discriminator="task")], ...]
+
+    @model_validator(mode="after")
+    def _whole(self) -> "SuiteConfig":
+        if not self.tasks:
+            raise ValueError("tasks is empty; give at least one")
+        without = [task.task for task in self.tasks if (task.data or self.data) is None]
+        if without:
+            raise ValueError(f"{len(without)} tasks ({', '.join(without)}) name no data, nor does the suite; give data")
+        counts = Counter(task.name for task in self.resolved())
+        repeated = [name for name, count in counts.items() if count > 1]
+        if repeated:
+            raise ValueError(f"several tasks are called {', '.join(map(repr, repeated))}; give each a name of its own")
+        return self
+
+    def resolved(self) -> tuple[KnnTask | LinearTask, ...]:
+        """The tasks, with data, image size and name filled in."""
+        return tuple(
+            task.model_copy(
+                update={
+                    "data": task.data or self.data,
+                    "image_size": task.image_size or self.image_size,
+                    "name": task.name or f"{task.task} ({task.protocol}) on {task.data or self.data}",
+                }
+            )
+            for task in self.tasks
+        )
+
+    def at_size(self, image_px: int) -> "SuiteConfig":
+        """The same with one image size for all tasks."""
+        tasks = tuple(task.model_copy(update={"image_size": None}) for task in self.tasks)
+        return self.model_copy(update={"image_size": image_px, "tasks": tasks})
+
+
+def suite_names() -> list[str]:
+    """The names of the suites that come with the package."""
+    return config_names(SUITES)
+
+
+def load_suite(source: str) -> SuiteConfig:
+    """Read a suite.
+
+    Args:
+        source: a YAML file, or the name of a suite of the package.
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping, a key is unknown or a value not allowed.
+    """
+    return validate(SuiteConfig, read_yaml(source, SUITES), origin=source)
+
+
+def suite_name(source: str) -> str:
+    """What a suite is called in result rows: its name, or that of its file."""
+    return Path(source).stem

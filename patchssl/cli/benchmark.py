@@ -1,0 +1,258 @@
+"""`patchssl benchmark`."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from patchssl.cli.benchmark_results import collect, report, show
+from patchssl.cli.bundles import ComputeOptions, ModelOptions, compute_options, model_options
+from patchssl.cli.features import compute_features
+from patchssl.cli.image_progress import image_progress
+from patchssl.cli.logs import configure_logging
+from patchssl.cli.options import format_option, no_record_option, quiet_option, results_option, seed_option
+from patchssl.errors import PatchsslError
+
+if TYPE_CHECKING:
+    from patchssl.backbones import Backbone
+    from patchssl.evaluate.features import Features
+    from patchssl.evaluate.results import Row
+    from patchssl.evaluate.suite_config import SuiteConfig
+    from patchssl.evaluate.suite_plan import DataKey, Sources
+    from patchssl.evaluate.suite_tasks import Compute, Needs
+
+logger = logging.getLogger(__name__)
+
+# Enough to fill a CPU; more images only make each timed pass longer.
+_CPU_COST_BATCH = 8
+
+
+def _places(context: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    """Turn `NAME=PATH` into a mapping."""
+    places: dict[str, str] = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not (name and equals and path):
+            raise click.BadParameter(f"{value!r} is not of the form NAME=PATH", context, option)
+        if name in places:
+            raise click.BadParameter(f"{name} is given twice", context, option)
+        places[name] = path
+    return places
+
+
+@click.command()
+@click.option(
+    "--model", "models", metavar="SPEC", multiple=True, required=True, help="As for the evaluations; may be repeated."
+)
+@click.option(
+    "--suite",
+    "suite_source",
+    metavar="FILE|NAME",
+    default="quick",
+    show_default=True,
+    help="A YAML file of tasks, or a suite of the package (an unknown name lists them).",
+)
+@click.option(
+    "--data",
+    "places",
+    metavar="NAME=PATH",
+    multiple=True,
+    callback=_places,
+    help="Where a data set of the suite lies; without it NAME is a path itself. May be repeated.",
+)
+@click.option(
+    "--floors/--no-floors",
+    default=True,
+    show_default=True,
+    help="Also evaluate what the models must beat: mean colour, raw pixels, and each architecture untrained.",
+)
+@click.option(
+    "--cost/--no-cost",
+    default=True,
+    show_default=True,
+    help="Also measure GFLOPs of an image (2 for a multiply-add) and images per second of the forward pass.",
+)
+@click.option(
+    "--skip-done", is_flag=True, help="Take what an equal task of a benchmark left in --results, instead of running it."
+)
+@model_options
+@compute_options
+@seed_option()
+@results_option()
+@no_record_option()
+@format_option()
+@quiet_option()
+def benchmark(
+    models: tuple[str, ...],
+    suite_source: str,
+    places: dict[str, str],
+    floors: bool,
+    cost: bool,
+    skip_done: bool,
+    model_options: ModelOptions,
+    compute: ComputeOptions,
+    seed: int,
+    results: Path,
+    no_record: bool,
+    output_format: str,
+    quiet: bool,
+) -> None:
+    """Run every task of a suite for every model, and show all results in one table.
+
+    The images are gone through once for each model, data set and image size, whatever the number of tasks. Each result
+    is recorded as soon as it is there. When a task fails the others go on; at the end there is a line for each failure,
+    and the exit code is 1. --image-size holds for all tasks.
+
+    \b
+    Examples:
+      patchssl benchmark --model runs/mine --model timm:vit_tiny_patch16_224@random
+      patchssl benchmark --model runs/mine --suite paper --data cifar10=data/cifar-10-batches-py --skip-done
+    """  # noqa: D301 - the backslash is Click's mark for text that keeps its lines
+    configure_logging(quiet=quiet)
+    specs = tuple(dict.fromkeys(models))
+    options = _options_of(specs, model_options)
+
+    from patchssl.evaluate.suite import Setting, run_suite
+    from patchssl.evaluate.suite_config import suite_name
+    from patchssl.evaluate.suite_plan import open_data, plan, rows_by_key
+
+    suite = _checked_suite(suite_source, places, model_options.image_size)
+    groups = plan(suite.resolved())
+    sources, failures = open_data(groups, lambda key: _open(key, suite, places))
+    setting = Setting(
+        suite=suite_name(suite_source),
+        sources=sources,
+        load=lambda spec: options.get(spec, ModelOptions()).load(spec, device=compute.device, seed=seed),
+        extract=_extractor(compute, quiet=quiet),
+        compute=_facts(compute, seed, quiet=quiet),
+        cost=_measurer(compute) if cost else None,
+        done=rows_by_key(_rows_in(results)) if skip_done else {},
+        announce=logger.info,
+    )
+    found = collect(run_suite(groups, specs, setting, floors=floors), None if no_record else results)
+    show(found.rows, output_format)
+    report([*failures, *found.failures], len(found.rows))
+
+
+def _options_of(specs: Sequence[str], given: ModelOptions) -> dict[str, ModelOptions]:
+    """What was given for how a model is read, for each model for which it has a meaning.
+
+    Raises:
+        UsageError: it has none for any model.
+    """
+    # The tasks decide on the size.
+    given = replace(given, image_size=None)
+    options, refused = {}, None
+    for spec in specs:
+        try:
+            given.check(spec)
+            options[spec] = given
+        except click.UsageError as error:
+            refused = error
+    if refused is not None and not options:
+        raise refused
+    return options
+
+
+def _checked_suite(source: str, places: Mapping[str, str], image_px: int | None) -> "SuiteConfig":
+    """The suite, after everything has been refused that can be told from it and the command line."""
+    from patchssl.evaluate.suite_config import BUILTIN, load_suite
+    from patchssl.evaluate.suite_tasks import check_task
+
+    suite = load_suite(source)
+    if image_px is not None:
+        suite = suite.at_size(image_px)
+    tasks = suite.resolved()
+    for task in tasks:
+        check_task(task)
+    names = list(dict.fromkeys(str(task.data) for task in tasks if task.data != BUILTIN))
+    unknown = [name for name in places if name not in names]
+    if unknown:
+        allowed = f"it names {', '.join(names)}" if names else "it needs no data set besides the built-in images"
+        raise click.UsageError(f"--data: the suite {source} names no data set {', '.join(unknown)}; {allowed}")
+    return suite
+
+
+def _open(key: "DataKey", suite: "SuiteConfig", places: Mapping[str, str]) -> "Sources":
+    from patchssl.data import sources
+    from patchssl.data.synth.cache import cached_dataset
+    from patchssl.evaluate.suite_config import BUILTIN
+
+    name, parts = key
+    # Data without parts are opened by a function that comes with the protocol that takes them.
+    open_one: Callable[..., Any] = getattr(sources, "open_labelled" if parts else "open_classes")
+    if name != BUILTIN:
+        try:
+            # As for the single evaluations: the reference protocols ignore EXIF orientation.
+            opened = open_one(Path(places.get(name, name)), apply_exif=False)
+        except PatchsslError as error:
+            hint = "" if name in places else f" (or say where it lies: --data {name}=PATH)"
+            raise type(error)(f"{error}{hint}") from None
+    else:
+        drawn = suite.builtin
+        folder = cached_dataset(
+            _cache_folder(), num_images=drawn.num_images, image_size_px=drawn.image_size, seed=drawn.seed
+        )
+        opened = open_one(folder / "folder", apply_exif=False)
+        told = f"{BUILTIN}: {drawn.num_images} images of {drawn.image_size} px, seed {drawn.seed}"
+        opened = {part: replace(source, name=BUILTIN, location=told) for part, source in opened.items()}
+    return opened if parts else {"labelled": opened}
+
+
+def _cache_folder() -> Path:
+    """Where what can be made again is kept: $PATCHSSL_CACHE, or `patchssl` in the user's cache folder."""
+    own = os.environ.get("PATCHSSL_CACHE")
+    if own:
+        return Path(own)
+    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (shared if shared.is_absolute() else Path.home() / ".cache") / "patchssl"
+
+
+def _extractor(
+    compute: ComputeOptions, *, quiet: bool
+) -> "Callable[[Sources, Backbone, Needs], dict[str, dict[str, Features]]]":
+    def extract(sources: "Sources", backbone: "Backbone", needs: "Needs") -> "dict[str, dict[str, Features]]":
+        return {
+            part: compute_features({part: sources[part]}, backbone, tokens, compute=compute, quiet=quiet)[part]
+            for part, tokens in needs.items()
+        }
+
+    return extract
+
+
+def _facts(compute: ComputeOptions, seed: int, *, quiet: bool) -> "Compute":
+    from patchssl.evaluate.suite_tasks import Compute
+
+    return Compute(
+        device=compute.device,
+        precision=compute.precision,
+        num_workers=compute.workers,
+        batch_size=compute.batch_size,
+        max_bad_fraction=compute.max_bad_fraction,
+        seed=seed,
+        progress=partial(image_progress, quiet=quiet),
+    )
+
+
+def _measurer(compute: ComputeOptions) -> "Callable[[Backbone], dict[str, Any]]":
+    from patchssl.evaluate.throughput import measure_cost
+
+    batch_size = min(compute.batch_size, _CPU_COST_BATCH) if compute.device == "cpu" else compute.batch_size
+
+    def measure(backbone: "Backbone") -> "dict[str, Any]":
+        found = measure_cost(backbone, batch_size=batch_size, precision=compute.precision)
+        logger.info("%s: %.3g GFLOPs, %.0f images/s", backbone.spec, found.gflops, found.images_per_s)
+        return found.details()
+
+    return measure
+
+
+def _rows_in(results: Path) -> "list[Row]":
+    from patchssl.evaluate.results import read_rows
+
+    return read_rows(results)[0] if results.is_dir() else []
