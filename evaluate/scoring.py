@@ -68,16 +68,11 @@ def make_row(
             fingerprint=dataset["fingerprint"],
             settings={**compared, **meaning, "headline": headline, "splits": dataset["splits"]},
         ),
-<<<<<<< HEAD
-        details={**({"chance": guess} if guess else {}), **(details or {})},
-=======
-        details={**_stored(train, test), **(details or {})},
->>>>>>> features
+        details={**({"chance": guess} if guess else {}), **_stored(dataset["splits"], train, test), **(details or {})},
     )
     return Scored(row, Outcomes(test.ids, values))
 
 
-<<<<<<< HEAD
 def chance(metrics: Iterable[str], num_classes: int) -> dict[str, float]:
     """What a uniform guess among the training classes gives, for metrics named `top1…` and `top5…`.
 
@@ -95,16 +90,14 @@ def chance(metrics: Iterable[str], num_classes: int) -> dict[str, float]:
     return guesses
 
 
-def _metric(values: NDArray[Any], seed: int, interval: tuple[float, float] | None) -> Metric:
-=======
-def _stored(train: Features, test: Features) -> dict[str, Any]:
+def _stored(splits: Iterable[str], train: Features | None, test: Features) -> dict[str, Any]:
     """How many images' features were read instead of computed, which `seconds` does not count."""
-    found = {name: part.meta.get("num_stored") for name, part in (("train", train), ("test", test))}
+    parts = [part for part in (train, test) if part is not None]
+    found = {name: part.meta.get("num_stored") for name, part in zip(splits, parts, strict=True)}
     return {} if None in found.values() else {"num_stored": found}
 
 
-def _metric(values: NDArray[Any], seed: int) -> Metric:
->>>>>>> features
+def _metric(values: NDArray[Any], seed: int, interval: tuple[float, float] | None) -> Metric:
     counted = values[~np.isnan(values)] if values.dtype.kind == "f" else values
     low, high = bootstrap_interval(counted, seed=seed) if interval is None else interval
     return Metric(value=float(counted.mean()), ci95_low=low, ci95_high=high, num=len(counted))

@@ -1,7 +1,6 @@
 """`patchssl benchmark`."""
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,14 @@ from patchssl.cli.bundles import ComputeOptions, ModelOptions, compute_options, 
 from patchssl.cli.features import compute_features
 from patchssl.cli.image_progress import image_progress
 from patchssl.cli.logs import configure_logging
-from patchssl.cli.options import format_option, no_record_option, quiet_option, results_option, seed_option
+from patchssl.cli.options import (
+    default_cache,
+    format_option,
+    no_record_option,
+    quiet_option,
+    results_option,
+    seed_option,
+)
 from patchssl.errors import PatchsslError
 
 if TYPE_CHECKING:
@@ -196,21 +202,12 @@ def _open(key: "DataKey", suite: "SuiteConfig", places: Mapping[str, str]) -> "S
     else:
         drawn = suite.builtin
         folder = cached_dataset(
-            _cache_folder(), num_images=drawn.num_images, image_size_px=drawn.image_size, seed=drawn.seed
+            default_cache(), num_images=drawn.num_images, image_size_px=drawn.image_size, seed=drawn.seed
         )
         opened = open_one(folder / "folder", apply_exif=False)
         told = f"{BUILTIN}: {drawn.num_images} images of {drawn.image_size} px, seed {drawn.seed}"
         opened = {part: replace(source, name=BUILTIN, location=told) for part, source in opened.items()}
     return opened if parts else {"labelled": opened}
-
-
-def _cache_folder() -> Path:
-    """Where what can be made again is kept: $PATCHSSL_CACHE, or `patchssl` in the user's cache folder."""
-    own = os.environ.get("PATCHSSL_CACHE")
-    if own:
-        return Path(own)
-    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (shared if shared.is_absolute() else Path.home() / ".cache") / "patchssl"
 
 
 def _extractor(
