@@ -98,8 +98,8 @@ def extract(
         if len(bad) > max_bad_fraction * len(source):
             raise DataError(_too_many_bad(bad, num_done, source, max_bad_fraction))
         if batch.indices:
-            for name, values in _forward(backbone, batch.pixels, parts, resolved).items():
-                features[name].append(values)
+            for name, values in descriptors(backbone, batch.pixels, parts, precision=resolved).items():
+                features[name].append(values.cpu().numpy())
             kept += batch.indices
         if progress is not None:
             progress(len(batch.indices) + len(batch.bad))
@@ -149,19 +149,26 @@ def _collate(samples: Sequence[tuple[int, Tensor | UnreadableImage]]) -> _Batch:
 
 
 @torch.inference_mode()
-def _forward(
-    backbone: Backbone, pixels: Tensor, choices: Mapping[str, Sequence[Part]], precision: str
-) -> dict[str, NDArray[np.float32]]:
-    """(B, D) descriptors of (B, 3, side, side) uint8 pixels, for each choice of tokens."""
+def descriptors(
+    backbone: Backbone, pixels: Tensor, choices: Mapping[str, Sequence[Part]], *, precision: str
+) -> dict[str, Tensor]:
+    """Run a backbone once and take descriptors of its tokens.
+
+    Args:
+        backbone: on the device to compute on.
+        pixels: (B, 3, side, side) uint8, on any device.
+        choices: name → pieces of a descriptor.
+        precision: `fp32`, `bf16` or `fp16` of the forward pass.
+
+    Returns:
+        For each choice (B, D) float32, on the backbone's device.
+    """
     device, dtype = backbone.device, _DTYPES[precision]
     num_blocks = max(num_blocks_of(parts) for parts in choices.values())
     cast: AbstractContextManager[Any] = nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
     with cast:
         blocks = backbone.last_blocks(backbone.preprocess.normalise(pixels.to(device, non_blocking=True)), num_blocks)
-    return {
-        name: concatenate([pool(blocks, part).float() for part in parts]).cpu().numpy()
-        for name, parts in choices.items()
-    }
+    return {name: concatenate([pool(blocks, part).float() for part in parts]) for name, parts in choices.items()}
 
 
 def _too_many_bad(bad: list[tuple[str, str]], num_done: int, source: ImageSource, limit: float) -> str:
