@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,6 +111,26 @@ def _vote_ranks(
         rank = ((scores > true_score) | ((scores == true_score) & before)).sum(axis=1)
         ranks[k] = np.where(known, rank, max(num_classes, TOP_N))
     return ranks
+
+
+def class_hits(scores: NDArray[np.floating[Any]], targets: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
+    """Whether each image's true class scores best, or among the best.
+
+    Of equal scores the lower class number comes first, as argmax has it.
+
+    Args:
+        scores: (Q, C) finite, the higher the better.
+        targets: (Q,) true classes; one outside [0, C) is never hit.
+
+    Returns:
+        `top1` (Q,) and `top5` (Q,): the true class is the first, or among the first min(5, C).
+    """
+    num_classes = scores.shape[1]
+    known = (targets >= 0) & (targets < num_classes)
+    safe = np.where(known, targets, 0)[:, None]  # (Q, 1)
+    true = np.take_along_axis(scores, safe, axis=1)  # (Q, 1)
+    rank = ((scores > true) | ((scores == true) & (np.arange(num_classes) < safe))).sum(axis=1)
+    return {"top1": known & (rank < 1), "top5": known & (rank < min(TOP_N, num_classes))}
 
 
 def bootstrap_interval(

@@ -20,8 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
+def written_whole(path: Path, *, then: str = "go on with --resume") -> Iterator[BinaryIO]:
     """Write a file beside its place, flush it to the disk and move it there; on an error nothing is left of it.
+
+    Args:
+        path: where it belongs.
+        then: what to do after an error, once there is space.
 
     Raises:
         CheckpointError: the disk is full or cannot be written; what stood at the path before stays.
@@ -37,7 +41,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         reason = _write_error(error)
-        raise CheckpointError(f"cannot save {path}: {reason}; free some space and go on with --resume") from error
+        raise CheckpointError(f"cannot save {path}: {reason}; free some space and {then}") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

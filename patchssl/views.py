@@ -66,14 +66,22 @@ class MultiCrop:
         return ViewGroup(torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).contiguous(), Boxes(corners, flipped))
 
 
-def crop(image: Image.Image, box: list[float], side: int, *, flip: bool) -> np.ndarray:
-    """Resample a box of an image to side x side with Pillow's antialiased bicubic filter.
+def crop(
+    image: Image.Image,
+    box: list[float],
+    side: int,
+    *,
+    flip: bool,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> np.ndarray:
+    """Resample a box of an image to side x side with one of Pillow's antialiased filters.
 
     Args:
         image: RGB.
         box: top, left, height, width in pixels, fractions meant.
         side: of the result, px.
         flip: mirror left to right.
+        resample: the filter.
 
     Returns:
         (side, side, 3) uint8.
@@ -81,5 +89,5 @@ def crop(image: Image.Image, box: list[float], side: int, *, flip: bool) -> np.n
     top, left, height, width = box
     # Pillow takes edges in single precision, in which a sum that passes the border by a rounding error does not.
     edges = (left, top, left + width, top + height)
-    view = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=edges))
+    view = np.asarray(image.resize((side, side), resample, box=edges))
     return view[:, ::-1] if flip else view

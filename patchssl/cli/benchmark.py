@@ -22,6 +22,7 @@ from patchssl.cli.options import (
     results_option,
     seed_option,
 )
+from patchssl.cli.processes import evaluation_process, runs_alone
 from patchssl.errors import PatchsslError
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def _places(context: click.Context, option: click.Parameter, values: Sequence[st
 @no_record_option()
 @format_option()
 @quiet_option()
+@evaluation_process()
 def benchmark(
     models: tuple[str, ...],
     suite_source: str,
@@ -120,6 +122,11 @@ def benchmark(
       patchssl benchmark --model runs/mine --suite paper --data cifar10=data/cifar-10-batches-py --skip-done
     """  # noqa: D301 - the backslash is Click's mark for text that keeps its lines
     configure_logging(quiet=quiet)
+    if not runs_alone():
+        raise click.UsageError(
+            "benchmark runs in one process; let `patchssl eval` compute the features under torchrun first, and it reads "
+            "them from --cache"
+        )
     specs = tuple(dict.fromkeys(models))
     options = _options_of(specs, model_options)
 

@@ -24,14 +24,19 @@ def evaluation_process() -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(_sigterm())
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if not runs_alone():
             stack.enter_context(_among_others())
         yield
 
 
+def runs_alone() -> bool:
+    """Whether torchrun has started no other process beside this one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
 def is_reporting() -> bool:
     """Whether this process evaluates, prints and records; the others have only computed features for it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if runs_alone():
         return True
     from patchssl.ranks import is_main
 

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from patchssl.errors import DataError, PatchsslError
 from patchssl.structs import SampleKeys
 
 Made = TypeVar("Made")
+MadeFor = TypeVar("MadeFor", covariant=True)
 
 
 class TrainingBatches(Dataset[tuple[Made, SampleKeys, list[UnreadableImage]]], Generic[Made]):
@@ -80,8 +81,18 @@ class TrainingBatches(Dataset[tuple[Made, SampleKeys, list[UnreadableImage]]], G
         )
 
 
+class Steps(Protocol[MadeFor]):
+    """What is made for each step of a training, in any process and any order."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, step: int) -> tuple[MadeFor, SampleKeys, list[UnreadableImage]]:
+        """What was made, the keys of its samples, and what could not be read."""
+        ...
+
+
 def iterate(
-    batches: TrainingBatches[Made], *, first_step: int, workers: int, pin_memory: bool
+    batches: Steps[Made], *, first_step: int, workers: int, pin_memory: bool
 ) -> Iterator[tuple[Made, SampleKeys, list[UnreadableImage]]]:
     """Yield the batches from first_step to the last, made ahead of time by worker processes.
 
@@ -123,7 +134,7 @@ def leave_signals_to_the_main_process(worker: int) -> None:
 class _Reported(Dataset[Any]):
     """Hands errors on as values: raised in a worker, they would reach the user with the worker's traceback inside."""
 
-    def __init__(self, batches: TrainingBatches[Any]) -> None:
+    def __init__(self, batches: Steps[Any]) -> None:
         self.batches = batches
 
     def __len__(self) -> int:
