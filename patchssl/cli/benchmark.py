@@ -124,8 +124,8 @@ def benchmark(
     configure_logging(quiet=quiet)
     if not runs_alone():
         raise click.UsageError(
-            "benchmark runs in one process; let `patchssl eval` compute the features under torchrun first, and it reads "
-            "them from --cache"
+            "benchmark runs in one process; let `patchssl eval` compute the features under torchrun first, and it "
+            "reads them from --cache"
         )
     specs = tuple(dict.fromkeys(models))
     options = _options_of(specs, model_options)
@@ -148,7 +148,7 @@ def benchmark(
         announce=logger.info,
     )
     found = collect(run_suite(groups, specs, setting, floors=floors), None if no_record else results)
-    show(found.rows, output_format)
+    show(found, results, output_format, cost=cost)
     report([*failures, *found.failures], len(found.rows))
 
 

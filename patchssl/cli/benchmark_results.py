@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from patchssl.cli.failures import describe, is_unforeseen
 from patchssl.cli.output import print_rows
+from patchssl.cli.tables import print_table
 from patchssl.errors import PatchsslError
 
 if TYPE_CHECKING:
@@ -58,10 +59,25 @@ def collect(results: "Iterable[Result]", directory: Path | None) -> Found:
     return found
 
 
-def show(rows: "Sequence[Row]", output_format: str) -> None:
-    """Print the rows; the one place that knows how."""
-    if rows or output_format in ("json", "csv"):
-        print_rows(rows, output_format)
+def show(found: Found, directory: Path, output_format: str, *, cost: bool) -> None:
+    """Print what came: as JSON the rows, otherwise the table.
+
+    Args:
+        found: what came.
+        directory: where the outcomes of rows lie that were there before.
+        output_format: as in `patchssl.cli.tables.print_table`.
+        cost: with parameters, GFLOPs and images/s.
+    """
+    from patchssl.evaluate.results import read_outcomes
+    from patchssl.evaluate.tables import build_table
+
+    if output_format == "json":
+        print_rows(found.rows, output_format)
+    elif found.rows or output_format == "csv":
+        table = build_table(
+            found.rows, outcomes=lambda row: found.outcomes.get(row.id) or read_outcomes(directory, row), cost=cost
+        )
+        print_table(table, output_format)
 
 
 def report(failures: "Sequence[Failure]", num_rows: int) -> None:
