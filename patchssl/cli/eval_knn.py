@@ -148,7 +148,8 @@ def knn(
     scored = _score(
         protocol,
         parts,
-        {"shots": shots, "draws": draws},
+        shots=shots,
+        draws=draws,
         ks=ks,
         temperature=temperature,
         features_s=time.perf_counter() - start,
@@ -197,11 +198,11 @@ def _open(data: Path, protocol: str, ks: tuple[int, ...] | None) -> "dict[str, I
     return sources
 
 
-def _score(protocol: str, parts: "list[Features]", drawing: dict[str, int | None], **options: Any) -> "Scored":
+def _score(protocol: str, parts: "list[Features]", *, shots: int | None, draws: int | None, **options: Any) -> "Scored":
     from patchssl.evaluate import few_shot, knn, leave_one_out
 
     if protocol == LEAVE_ONE_OUT:
         return leave_one_out.score(*parts, **options)
     if protocol == FEW_SHOT:
-        return few_shot.score(*parts, **drawing, **options)
+        return few_shot.score(*parts, shots=shots, draws=draws, **options)
     return knn.score(*parts, protocol=protocol, **options)

@@ -137,6 +137,7 @@ def test_row_of_the_reference() -> None:
     assert row.settings["k"] == [10, 20, 100, 200]
     assert row.dataset["splits"] == {"train": 600, "test": 200}
     assert row.seed == 3
+    assert train.labels is not None
     assert row.dataset["num_classes"] == len(np.unique(train.labels))
     assert row.details["num_test_in_train"] == 0
     assert row.details["chance"]["top1@k20"] == pytest.approx(1 / row.dataset["num_classes"])
