@@ -54,7 +54,12 @@ def _places(context: click.Context, option: click.Parameter, values: Sequence[st
 
 @click.command()
 @click.option(
-    "--model", "models", metavar="SPEC", multiple=True, required=True, help="As for the evaluations; may be repeated."
+    "--model",
+    "models",
+    metavar="SPEC",
+    multiple=True,
+    required=True,
+    help="As for the evaluations, or floor:mean-colour, floor:raw-pixels. May be repeated.",
 )
 @click.option(
     "--suite",

@@ -34,14 +34,16 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that all tests share, so that images are drawn once."""
-    return tmp_path_factory.mktemp("cache")
+def drawings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared by all tests, so that images are drawn once."""
+    return tmp_path_factory.mktemp("drawings")
 
 
 @pytest.fixture(autouse=True)
-def _surroundings(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATCHSSL_CACHE", str(cache))
+def _surroundings(drawings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "synth").symlink_to(drawings)
+    monkeypatch.setenv("PATCHSSL_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(SUITE)
 
@@ -184,9 +186,9 @@ def test_interrupting_keeps_what_is_recorded(
     assert passes[-1] == MEAN
 
 
-def test_data_by_name_and_one_size_for_all(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_by_name_and_one_size_for_all(drawings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(MEAN, more=("--quiet", "--no-record"))) == 0
-    (drawn,) = (cache / "synth").iterdir()
+    (drawn,) = drawings.iterdir()
     shutil.copytree(drawn / "folder", tmp_path / "elsewhere")
     Path("mine.yaml").write_text(
         "tasks:\n  - {task: knn, data: photos, k: 3}\n  - {task: knn, data: elsewhere, k: 3}\n"
