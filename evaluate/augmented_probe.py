@@ -124,6 +124,8 @@ def train_on_crops(
     if checkpoint is not None:
         key = _key(backbone, source, recipe)
         _restore(probe, checkpoint, key)
+        if progress is not None and probe.accuracies:
+            progress(len(probe.accuracies) * len(source))
     crops = AugmentedCrops(
         source,
         side=backbone.preprocess.image_px,

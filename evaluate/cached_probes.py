@@ -17,7 +17,15 @@ from patchssl.evaluate.holdout import hold_out
 from patchssl.evaluate.linear_protocols import scaled_rate
 from patchssl.evaluate.logistic import GRID, MAX_ITERATIONS, fit, search, try_value
 from patchssl.evaluate.metrics import class_hits
-from patchssl.evaluate.sgd_probe import Heads, converged, count_correct, fresh_heads, head_scores, train_heads
+from patchssl.evaluate.sgd_probe import (
+    Heads,
+    converged,
+    count_correct,
+    fresh_heads,
+    head_scores,
+    mean_losses,
+    train_heads,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +57,8 @@ def sweep(
 ) -> Outcome:
     """Train a head for each set of features and learning rate, and choose one on held-out images.
 
-    A head that diverges is left out. Of equal accuracies the first counts: the narrower features, then the lower rate.
+    A head that diverges is left out. Of equal accuracies the one with the lowest log-loss is taken: on few images many
+    heads are equally right, and those with hardly any training would come first.
 
     Args:
         train: (M, D).
@@ -70,9 +79,10 @@ def sweep(
     named = [{"tokens": name, "learning_rate": rate} for name in sets for rate in options["learning_rates"]]
     rows = torch.from_numpy(held)
     held_out = np.where(finite, count_correct(heads, features[rows], classes[rows]) / held.sum(), -1.0)
+    losses = mean_losses(heads, features[rows], classes[rows])
     test_features, test_targets = _tensors(test, targets.test)
     on_test = np.where(finite, count_correct(heads, test_features, test_targets), -1)
-    chosen, best_on_test = int(held_out.argmax()), int(on_test.argmax())
+    chosen, best_on_test = int(np.lexsort((losses, -held_out))[0]), int(on_test.argmax())
     best_hits = class_hits(head_scores(heads, best_on_test, test_features), targets.test)
     values = class_hits(head_scores(heads, chosen, test_features), targets.test)
     return Outcome(
@@ -82,8 +92,8 @@ def sweep(
             "chosen": named[chosen],
             "best_head_on_test": named[best_on_test],
             "held_out": [
-                {**name, "top1": float(value) if is_finite else None}
-                for name, value, is_finite in zip(named, held_out, finite, strict=True)
+                {**name, "top1": float(value), "log_loss": float(loss)} if is_finite else {**name, "top1": None}
+                for name, value, loss, is_finite in zip(named, held_out, losses, finite, strict=True)
             ],
             "num_held_out": int(held.sum()),
             "num_diverged": int(np.count_nonzero(~finite)),

@@ -63,7 +63,8 @@ PROTOCOLS: Mapping[str, LinearProtocol] = MappingProxyType(
                 features=f"the best of: class tokens of the last 1 or {_NUM_BLOCKS} blocks, each with and without the "
                 "mean of the patches of the last",
                 augmentation="none (one feature pass)",
-                selection="the head with the highest accuracy on held-out training images",
+                selection="the head with the highest accuracy on held-out training images, of equal ones the lowest "
+                "log-loss",
                 defaults={
                     "iterations": 12_500,
                     "learning_rates": _SWEPT_RATES,
@@ -76,7 +77,8 @@ PROTOCOLS: Mapping[str, LinearProtocol] = MappingProxyType(
                 needs_images=False,
                 features=_BY_WIDTH,
                 augmentation="none (one feature pass)",
-                selection="C with the highest accuracy on held-out training images; fitted again on all of them",
+                selection="C with the highest accuracy on held-out training images, of equal ones the lowest log-loss; "
+                "fitted again on all of them",
                 defaults={"val_fraction": 0.1},
             ),
         )

@@ -66,7 +66,8 @@ def fit(features: NDArray[np.float32], classes: NDArray[np.int64], c: float) -> 
     """Minimise C · Σ cross-entropy + ½ ‖W‖², the intercept free of penalty.
 
     The features are centred, which the free intercept makes up for, and divided by one number s, for which C · s²
-    makes up: the same problem, on which L-BFGS takes half as many steps.
+    makes up: the same problem, on which L-BFGS takes half as many steps. Two classes have one set of weights W, that of
+    their log-odds, as scikit-learn has it.
 
     Args:
         features: (M, D) finite.
@@ -118,10 +119,11 @@ def try_value(
 def search(measure: Callable[[float], Tried], grid: Sequence[float] = GRID) -> tuple[Tried, list[Tried]]:
     """Find the value of a grid with the highest held-out accuracy without trying all of them.
 
-    First every fourth value is tried, from strong regularisation to weak, until accuracy is below its best and the
-    log-loss rises, or nothing is left to gain; then the neighbours of the best two steps away, then one. Of equal
-    accuracies the stronger regularisation is taken. The whole grid would be tried in vain where accuracy has one
-    summit; where noise gives it several, another of them may be found.
+    First every fourth value is tried, from strong regularisation to weak, until a value is no better than the best and
+    the log-loss rises; then the neighbours of the best two steps away, then one. Of equal accuracies the lower log-loss
+    counts: on few images many values are equally right, and the strongest regularisation is hardly a classifier. This
+    is what trying the whole grid finds where accuracy has one summit; where noise gives it several, another of them
+    may be found.
 
     Args:
         measure: what a value gives.
@@ -133,15 +135,14 @@ def search(measure: Callable[[float], Tried], grid: Sequence[float] = GRID) -> t
     tried: dict[int, Tried] = {}
 
     def best() -> int:
-        return max(tried, key=lambda place: (tried[place].top1, -place))
+        return max(tried, key=lambda place: (tried[place].top1, -tried[place].log_loss))
 
     before = np.inf
     for place in range(0, len(grid), _STRIDES[0]):
         tried[place] = measure(grid[place])
-        top1, log_loss = tried[place].top1, tried[place].log_loss
-        if top1 == 1.0 or (top1 < tried[best()].top1 and log_loss > before):
+        if tried[place].log_loss > before and best() != place:
             break
-        before = log_loss
+        before = tried[place].log_loss
     for stride in _STRIDES[1:]:
         centre = best()
         for place in (centre - stride, centre + stride):

@@ -190,6 +190,18 @@ def count_correct(heads: Heads, features: Tensor, targets: Tensor) -> NDArray[np
     return correct.cpu().numpy()
 
 
+def mean_losses(heads: Heads, features: Tensor, targets: Tensor) -> NDArray[np.float64]:
+    """Mean cross-entropy of each head, (H,), on (M, D) features with targets (M,) in [0, C)."""
+    total = torch.zeros(len(heads), dtype=torch.float64)
+    step = max(1, _CHUNK_VALUES // heads.bias.numel())
+    for start in range(0, len(features), step):
+        answers = logits(heads, features[start : start + step].to(heads.bias.device))  # (b, C, H)
+        classes = targets[start : start + step].to(answers.device)[:, None].expand(-1, len(heads))  # (b, H)
+        losses = torch.nn.functional.cross_entropy(answers, classes, reduction="none")  # (b, H)
+        total += losses.double().sum(dim=0).cpu()
+    return (total / len(features)).numpy()
+
+
 def head_scores(heads: Heads, head: int, features: Tensor) -> NDArray[np.float32]:
     """(M, C) logits of one head for (M, D) float32 features."""
     num_rates = len(heads.rates) // heads.num_classes
