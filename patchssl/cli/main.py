@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": Entry("patchssl.cli.demo:demo", "Pretrain on drawn images and evaluate, without any download."),
     "pretrain": Entry("patchssl.cli.pretrain:pretrain", "Pretrain a vision transformer on a folder of images."),
     "eval": Entry("patchssl.cli.evaluate:evaluate", "Evaluate a backbone, or features from a file."),
+    "inspect": Entry("patchssl.cli.inspect:inspect", "Say what a model is and which weights of its file fit."),
     "data": Entry("patchssl.cli.data:data", "Draw and look at data."),
 }
 
