@@ -30,9 +30,11 @@ def find_arch(weights: Mapping[str, Tensor], origin: str) -> str:
     patch = weights.get("patch_embed.proj.weight", torch.empty(0, 3, 0, 0))
     biased = has_live_bias(weights)
     for name in timm.list_models("*dinov3*"):
-        with torch.device("meta"):
-            network: Any = timm.create_model(name, num_classes=0)
-        if (network.embed_dim, len(network.blocks)) != (patch.shape[0], depth):
+        # A single block first: the largest have thousands of modules.
+        if _on_meta(name, depth=1).embed_dim != patch.shape[0]:
+            continue
+        network = _on_meta(name)
+        if len(network.blocks) != depth:
             continue
         wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
         found = {key: tuple(value.shape) for key, value in convert(network, weights, origin).weights.items()}
@@ -43,6 +45,11 @@ def find_arch(weights: Mapping[str, Tensor], origin: str) -> str:
         f"none of the architectures of timm {timm.__version__} has exactly these weights "
         f"({listed(timm.list_models('*dinov3*'), 20)}); name the nearest, timm:NAME@{origin}, to see what differs"
     )
+
+
+def _on_meta(name: str, **settings: int) -> Any:
+    with torch.device("meta"):
+        return timm.create_model(name, num_classes=0, **settings)
 
 
 def has_live_bias(weights: Mapping[str, Tensor]) -> bool:

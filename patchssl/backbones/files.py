@@ -148,4 +148,3 @@ def _unknown(network: Network, origin: str) -> str:
         f"{origin} is {kind} ({len(names)} weights: {listed(names)}), and nothing in it tells its architecture; name "
         f"it: timm:NAME@{origin} or torchvision:NAME@{origin}"
     )
-

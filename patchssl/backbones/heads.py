@@ -43,9 +43,7 @@ def arch_name(shape: Anatomy) -> str:
     return f"vit_{size}_patch{shape.patch_px}{registers}"
 
 
-def num_heads_of(
-    shape: Anatomy, *, num_heads: int | None, arch: str | None, written: str | None, origin: str
-) -> int:
+def num_heads_of(shape: Anatomy, *, num_heads: int | None, arch: str | None, written: str | None, origin: str) -> int:
     """Find the number of heads: told, of a named architecture, of a usual width, or of the name in the file.
 
     Args:
@@ -104,8 +102,8 @@ def _checked(arch: str, shape: Anatomy, origin: str) -> int:
     ]
     if wrong:
         raise CheckpointError(
-            f"{origin} is not of --arch {arch}: {'; '.join(wrong)}; leave --arch out, the file tells these, or take the "
-            "architecture that it is of"
+            f"{origin} is not of --arch {arch}: {'; '.join(wrong)}; leave --arch out, since the file tells "
+            "these, or name the architecture that it is of"
         )
     return num_heads
 

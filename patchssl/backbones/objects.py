@@ -69,8 +69,8 @@ def _described(network: nn.Module, arch: str | None) -> tuple[nn.Module, dict[st
             remove_classifier(own)
             return own, torchvision_describe.describe(own, name)
     raise ConfigError(
-        f"{type(network).__name__} is no classification network of timm or torchvision; give a reader, with preprocess, "
-        "dim and patch_px"
+        f"{type(network).__name__} is no classification network of timm or torchvision; give a reader, "
+        "with preprocess, dim and patch_px"
     )
 
 

@@ -39,9 +39,7 @@ def resample_dinov2_registers(positions: Tensor, side: int, grid: tuple[int, int
 
 def resample_timm(positions: Tensor, side: int, grid: tuple[int, int]) -> Tensor:
     """As timm does it, by timm's own function. Arguments as of `resample_dino`."""
-    found: Tensor = resample_abs_pos_embed(
-        positions, new_size=list(grid), old_size=[side, side], num_prefix_tokens=0
-    )
+    found: Tensor = resample_abs_pos_embed(positions, new_size=list(grid), old_size=[side, side], num_prefix_tokens=0)
     return found
 
 

@@ -1,4 +1,4 @@
-"""An image → the pixels that a backbone sees; the default is the geometry of DINO's evaluations (arXiv 2104.14294 §F)."""
+"""An image → the pixels that a backbone sees; by default as in DINO's evaluations (arXiv 2104.14294 §F)."""
 
 from dataclasses import dataclass, replace
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -107,8 +107,7 @@ class Backbone:
     ) -> "Backbone":
         """Freeze a network and count and hash its weights.
 
-        Args:
-            more: any other attribute of the class; `sizes` are multiples of the patch unless given.
+        Any other attribute of the class may be given as well; `sizes` are multiples of the patch unless they are.
         """
         frozen = network.eval().requires_grad_(False)
         return cls(
@@ -193,9 +192,7 @@ class Backbone:
             ConfigError: the network does not take that size.
         """
         network, sizes = self.sizes.fit(self.network, image_px, self.arch)
-        changed = replace(
-            self, network=network.eval(), sizes=sizes, preprocess=self.preprocess.at_size(image_px)
-        )
+        changed = replace(self, network=network.eval(), sizes=sizes, preprocess=self.preprocess.at_size(image_px))
         if sizes.trial and image_px != self.preprocess.image_px:
             changed._try()
         return changed
@@ -208,14 +205,22 @@ class Backbone:
         """
         if self.keeps_geometry:
             return self
-        own = self.preprocess.image_px
-        side = _PROTOCOL_PX if own >= _PROTOCOL_PX and self.sizes.may_choose(_PROTOCOL_PX) else own
-        sized = self if side == own else self.at_size(side)
-        resize_px = side * _PROTOCOL_RESIZE_PX // _PROTOCOL_PX
+        sized = self._at_protocol_size()
+        side = sized.preprocess.image_px
         geometry = replace(
-            sized.preprocess, image_px=side, resize_px=resize_px, interpolation="bicubic", squash=False
+            sized.preprocess,
+            resize_px=side * _PROTOCOL_RESIZE_PX // _PROTOCOL_PX,
+            interpolation="bicubic",
+            squash=False,
         )
         return replace(sized, preprocess=geometry)
+
+    def _at_protocol_size(self) -> "Backbone":
+        if self.preprocess.image_px >= _PROTOCOL_PX and self.sizes.may_choose(_PROTOCOL_PX):
+            # Some networks show only in a pass that they do not take a size.
+            with suppress(ConfigError):
+                return self.at_size(_PROTOCOL_PX)
+        return self
 
     def _try(self) -> None:
         side = self.preprocess.image_px
@@ -223,7 +228,7 @@ class Backbone:
             with torch.inference_mode():
                 self.forward(torch.zeros(1, 3, side, side, device=self.device))
         except (RuntimeError, ValueError, AssertionError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
             raise ConfigError(f"image size {side} cannot be had: {self.arch} does not take it ({reason})") from None
 
 

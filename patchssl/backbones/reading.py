@@ -3,6 +3,7 @@
 import argparse
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,9 @@ def _read_safetensors(path: Path, size: int) -> Mapping[str, Any]:
 
 def _read_torch(path: Path, size: int, *, mapped: bool) -> Any:
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
+        # Torch warns of files by plain pickle before it refuses them.
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             # Mapped, so that an optimiser's state, which nobody asks for here, stays on disk.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except _DAMAGED as error:

@@ -79,7 +79,13 @@ def anatomy(weights: Mapping[str, Tensor], origin: str) -> Anatomy:
         CheckpointError: a weight that tells is missing, or the position embedding is of no square.
     """
     blocks = [int(found[1]) for name in weights if (found := _BLOCK.match(name))]
-    telling = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight")
+    telling = (
+        "cls_token",
+        "pos_embed",
+        "patch_embed.proj.weight",
+        "blocks.0.mlp.fc1.weight",
+        "blocks.0.mlp.fc2.weight",
+    )
     absent = [name for name in telling if name not in weights]
     if absent or not blocks:
         raise CheckpointError(f"{origin} lacks {', '.join(absent or ['blocks.*'])}, so no ViT can be built from it")

@@ -24,6 +24,7 @@ from patchssl.backbones.timm_describe import describe
 from patchssl.errors import CheckpointError, ConfigError
 
 _IMAGE_PX, _RESIZE_PX = 224, 256
+_REGISTERS = ("register_tokens", "storage_tokens", "reg_token")
 
 
 def load_timm(spec: ModelSpec, options: LoadOptions) -> Backbone:
@@ -62,6 +63,7 @@ def load_weights(
     """
     chosen = pick_network(content, options.checkpoint_key, str(path))
     network = build(name, seed=options.seed)
+    _check_registers(network, chosen.weights, str(path), name)
     converted = convert(network, chosen.weights, str(path))
     if has_live_bias(chosen.weights):
         converted = _with_lost_biases(converted, chosen.weights)
@@ -129,6 +131,18 @@ def _pretrained(name: str) -> nn.Module:
     return network
 
 
+def _check_registers(network: nn.Module, weights: Mapping[str, Tensor], origin: str, name: str) -> None:
+    """Compare registers first: timm's conversion takes them for positions, and stumbles over their number."""
+    own = network.state_dict().get("reg_token")
+    found = next((weights[key] for key in _REGISTERS if key in weights), None)
+    numbers = [0 if tokens is None else tokens.shape[1] for tokens in (found, own)]
+    if "cls_token" in weights and numbers[0] != numbers[1]:
+        raise CheckpointError(
+            f"{origin} has {numbers[0] or 'no'} registers and timm:{name} has {numbers[1] or 'none'}; take the "
+            f"architecture {'with' if numbers[0] else 'without'} registers (…_reg4_… in timm's names for DINOv2)"
+        )
+
+
 def _with_lost_biases(converted: Converted, weights: Mapping[str, Tensor]) -> Converted:
     """Count biases that timm's conversion of DINOv3 leaves out in silence as weights without a place."""
     lost = [name for name in converted.dropped if name.endswith("attn.qkv.bias")]
@@ -140,11 +154,6 @@ def _with_lost_biases(converted: Converted, weights: Mapping[str, Tensor]) -> Co
 
 
 def _advice(weights: Mapping[str, Tensor], network: nn.Module, name: str) -> str:
-    registers = "reg_token" in weights, "reg_token" in network.state_dict()
-    if registers == (True, False):
-        return f"the file has registers and {name} has none: take an architecture with registers (…_reg4_…)"
-    if registers == (False, True):
-        return f"the file has no registers and {name} has: take the architecture without"
     if any(key.endswith("attn.qkv.bias") for key in weights.keys() - network.state_dict().keys()):
         return f"the file has biases of queries and values and {name} has none: take {name}_qkvb"
     return f"{name} is not the architecture that the file is of: take that one"

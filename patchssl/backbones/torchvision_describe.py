@@ -74,7 +74,9 @@ def _sizes(network: nn.Module, name: str, cell_px: int, native_px: int) -> Sizes
     if isinstance(network, models.MaxVit):
         return Sizes(min_px=cell_px, fixed_px=native_px, rebuild=_rebuilt_maxvit, free=False)
     # Windows are padded, so that a size below torchvision's works as well.
-    least = 1 if isinstance(network, models.SwinTransformer) else models.get_model_weights(name).DEFAULT.meta["min_size"][0]
+    least = (
+        1 if isinstance(network, models.SwinTransformer) else models.get_model_weights(name).DEFAULT.meta["min_size"][0]
+    )
     return Sizes(min_px=max(cell_px, least), trial=True)
 
 

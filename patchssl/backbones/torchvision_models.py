@@ -3,8 +3,10 @@
 import difflib
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision import models
@@ -13,7 +15,7 @@ from patchssl.backbones.checkpoints import pick_network
 from patchssl.backbones.options import LoadOptions
 from patchssl.backbones.protocol import Backbone, fresh_weights
 from patchssl.backbones.reading import read_file
-from patchssl.backbones.remote import impatient
+from patchssl.backbones.remote import impatient, is_reachable
 from patchssl.backbones.report import LoadReport, fill
 from patchssl.backbones.spec import ModelSpec
 from patchssl.backbones.torchvision_describe import describe
@@ -71,7 +73,11 @@ def build(name: str, *, seed: int = 0, weights: Any = None) -> nn.Module:
 
 def _pretrained(name: str) -> nn.Module:
     weights = models.get_model_weights(name).DEFAULT
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
+        # Torch says that it downloads before it knows whether it can.
+        if not cached.is_file() and not is_reachable(weights.url):
+            raise ConnectionError
         with impatient(weights.url):
             return build(name, weights=weights)
     except (OSError, RuntimeError) as error:
