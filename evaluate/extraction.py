@@ -258,7 +258,7 @@ def _meta(backbone: Backbone, source: ImageSource, precision: str, *, num_unread
             "pooling": backbone.pooling,
             "image_px": preprocess.image_px,
             "resize_px": preprocess.resize_px,
-            "resize": "bicubic, shorter side",
+            "resize": preprocess.resize,
             "crop": "centre",
             "mean": list(preprocess.mean),
             "std": list(preprocess.std),

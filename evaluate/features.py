@@ -168,7 +168,7 @@ def _parse_meta(array: NDArray[Any]) -> dict[str, Any]:
 
 
 def model_of(train: Features, test: Features) -> dict[str, Any]:
-    """The `model` part of a result row, from the features' `meta`.
+    """The `model` part of a result row, from the features' `meta`; with how its file was loaded, where that is known.
 
     Features of an unknown model are told apart by a hash of both matrices in the place of the weights'.
 
@@ -193,7 +193,8 @@ def model_of(train: Features, test: Features) -> dict[str, Any]:
         "dim": test.dim,
         "weights_sha256": digest.hexdigest(),
     }
-    return {name: known.get(name, value) for name, value in unknown.items()}
+    told = {"load": known["load"]} if "load" in known else {}
+    return {**{name: known.get(name, value) for name, value in unknown.items()}, **told}
 
 
 def dataset_of(train: Features | None, test: Features) -> dict[str, Any]:

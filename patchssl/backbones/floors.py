@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from patchssl.backbones.options import LoadOptions
 from patchssl.backbones.preprocess import Preprocess
 from patchssl.backbones.protocol import Backbone
+from patchssl.backbones.spec import ModelSpec
 from patchssl.errors import ConfigError
 from patchssl.structs import Tokens
 
@@ -62,27 +64,30 @@ class FloorReader:
         raise ConfigError("averaged pixels have no attention; choose a Vision Transformer")
 
 
-def load_floor(spec: str) -> Backbone:
+def load_floor(spec: ModelSpec, options: LoadOptions) -> Backbone:
     """Build the floor that `floor:NAME` names.
 
     `floor:mean-colour` is the mean of each channel of the crop, D = 3; `floor:raw-pixels` the crop averaged down to
     16 x 16 px, D = 768. Values are normalised by the mean and standard deviation of ImageNet.
 
     Args:
-        spec: `floor:` and one of FLOORS.
+        spec: of kind `floor`, one of FLOORS.
+        options: none of which has a meaning here, but for the seed, which changes nothing.
 
     Raises:
-        ConfigError: there is no floor of that name.
+        ConfigError: there is no floor of that name, or a file's options are given.
     """
-    name = spec.removeprefix(PREFIX)
-    if name not in FLOORS:
+    if spec.name not in FLOORS:
         known = ", ".join(PREFIX + floor for floor in FLOORS)
-        raise ConfigError(f"there is no floor {spec!r}; allowed: {known}")
-    arch, side = FLOORS[name]
+        raise ConfigError(f"there is no floor {spec.text!r}; allowed: {known}")
+    options.refuse(
+        "checkpoint_key", "arch", "num_heads", "allow_partial", spec=spec.text, reason="a floor comes from no file"
+    )
+    arch, side = FLOORS[spec.name]
     return Backbone.of(
         AveragedPixels(side),
         FloorReader(),
-        spec=spec,
+        spec=spec.text,
         family=FAMILY,
         arch=arch,
         dim=3 * side * side,

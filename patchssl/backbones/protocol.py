@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -11,8 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from patchssl.backbones.preprocess import Preprocess
+from patchssl.backbones.report import LoadReport
+from patchssl.backbones.sizes import Sizes
 from patchssl.errors import ConfigError
 from patchssl.structs import Tokens
+
+_PROTOCOL_PX, _PROTOCOL_RESIZE_PX = 224, 256
 
 __all__ = ["Backbone", "Preprocess", "Reader", "fresh_weights", "hash_weights"]
 
@@ -51,15 +55,22 @@ class Backbone:
         network: the module, in evaluation mode, without gradients.
         reader: runs the network on normalised pixels.
         spec: the SPEC that named it.
-        family: `patchssl`, `timm`, `floor` …
+        family: `patchssl`, `dino`, `ibot`, `pwself`, `dinov2`, `dinov3`, `timm`, `torchvision`, `floor` …
         arch: the architecture's name.
-        dim: D, the width of its tokens.
-        patch_px: side of a patch.
+        dim: D, the width of its class token or pooled feature; patches of a network of stages may have another.
+        patch_px: side of a patch, or for a network of stages how many pixels a cell of its last map spans.
         num_params: number of parameters.
         weights_sha256: hash of all names, types, shapes and values of its state.
         preprocess: how images are prepared for it.
-        pooling: what its `cls` is: `cls` for a class token, `mean` for the mean of the patches.
+        pooling: what its `cls` is: `cls` for a class token, `mean` for the mean of the patches, `attention` for a pool
+            by attention, `head` for what the classifier of a network of stages is given.
         checkpoint_key: which network of a checkpoint it is, where there are several.
+        num_heads: of the attention of the last block; None where there is none.
+        num_registers: tokens that are neither class token nor patches.
+        positions: how its position embedding comes to other grids; None where it has none.
+        sizes: which image sizes it takes.
+        load: which weights of a file found their place; None for fresh weights.
+        keeps_geometry: whether its own preprocessing holds in every protocol, as for our runs, whose config says it.
     """
 
     network: nn.Module
@@ -74,6 +85,12 @@ class Backbone:
     preprocess: Preprocess
     pooling: str = "cls"
     checkpoint_key: str | None = None
+    num_heads: int | None = None
+    num_registers: int = 0
+    positions: str | None = None
+    sizes: Sizes
+    load: LoadReport | None = None
+    keeps_geometry: bool = False
 
     @classmethod
     def of(
@@ -87,10 +104,12 @@ class Backbone:
         dim: int,
         patch_px: int,
         preprocess: Preprocess,
-        pooling: str = "cls",
-        checkpoint_key: str | None = None,
+        **more: Any,
     ) -> "Backbone":
-        """Freeze a network and count and hash its weights."""
+        """Freeze a network and count and hash its weights.
+
+        Any other attribute of the class may be given as well; `sizes` are multiples of the patch unless they are.
+        """
         frozen = network.eval().requires_grad_(False)
         return cls(
             network=frozen,
@@ -103,8 +122,7 @@ class Backbone:
             num_params=sum(parameter.numel() for parameter in frozen.parameters()),
             weights_sha256=hash_weights(frozen.state_dict()),
             preprocess=preprocess,
-            pooling=pooling,
-            checkpoint_key=checkpoint_key,
+            **{"sizes": Sizes(multiple_px=patch_px, min_px=patch_px), **more},
         )
 
     @property
@@ -159,6 +177,7 @@ class Backbone:
             "num_params": self.num_params,
             "dim": self.dim,
             "weights_sha256": self.weights_sha256,
+            **({} if self.load is None else {"load": self.load.brief()}),
         }
 
     def to(self, device: torch.device | str) -> "Backbone":
@@ -168,16 +187,50 @@ class Backbone:
     def at_size(self, image_px: int) -> "Backbone":
         """The same backbone for images of another size, resized and cropped in the same proportion.
 
+        A network that is bound to one size is built anew for it where its library can.
+
         Raises:
-            ConfigError: the size is not a multiple of the patch.
+            ConfigError: the network does not take that size.
         """
-        if image_px < self.patch_px or image_px % self.patch_px:
-            below = max(image_px // self.patch_px, 1) * self.patch_px
-            raise ConfigError(
-                f"image size {image_px} is not a multiple of the patch size {self.patch_px} of {self.arch}; "
-                f"the nearest are {below} and {below + self.patch_px}"
-            )
-        return replace(self, preprocess=self.preprocess.at_size(image_px))
+        network, sizes = self.sizes.fit(self.network, image_px, self.arch)
+        changed = replace(self, network=network.eval(), sizes=sizes, preprocess=self.preprocess.at_size(image_px))
+        if sizes.trial and image_px != self.preprocess.image_px:
+            changed._try()
+        return changed
+
+    def with_protocol_geometry(self) -> "Backbone":
+        """The same backbone with the geometry of the named classification protocols: bicubic, 256/224, centre crop.
+
+        The crop has 224 px where the network takes any size and was made for at least 224, else the side that it was
+        made for. Mean and standard deviation stay the model's. Runs of ours keep their own geometry.
+        """
+        if self.keeps_geometry:
+            return self
+        sized = self._at_protocol_size()
+        side = sized.preprocess.image_px
+        geometry = replace(
+            sized.preprocess,
+            resize_px=side * _PROTOCOL_RESIZE_PX // _PROTOCOL_PX,
+            interpolation="bicubic",
+            squash=False,
+        )
+        return replace(sized, preprocess=geometry)
+
+    def _at_protocol_size(self) -> "Backbone":
+        if self.preprocess.image_px >= _PROTOCOL_PX and self.sizes.may_choose(_PROTOCOL_PX):
+            # Some networks show only in a pass that they do not take a size.
+            with suppress(ConfigError):
+                return self.at_size(_PROTOCOL_PX)
+        return self
+
+    def _try(self) -> None:
+        side = self.preprocess.image_px
+        try:
+            with torch.inference_mode():
+                self.forward(torch.zeros(1, 3, side, side, device=self.device))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+            raise ConfigError(f"image size {side} cannot be had: {self.arch} does not take it ({reason})") from None
 
 
 def hash_weights(state: Mapping[str, Tensor]) -> str:

@@ -9,8 +9,10 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from patchssl.backbones.options import LoadOptions
 from patchssl.backbones.preprocess import Preprocess
 from patchssl.backbones.protocol import Backbone, fresh_weights
+from patchssl.backbones.report import LoadReport, fill
 from patchssl.backbones.spec import ModelSpec
 from patchssl.backbones.vit import ViTReader, build_vit
 from patchssl.checkpoint import load_checkpoint
@@ -24,28 +26,30 @@ _PREFIX = "backbone."
 _STEP = re.compile(r"^step-(\d+)\.pt$")
 
 
-def load_run(spec: ModelSpec, *, checkpoint_key: str, seed: int) -> Backbone:
+def load_run(spec: ModelSpec, path: Path, options: LoadOptions) -> Backbone:
     """Build the network of a checkpoint and fill it, or with `@random` leave its fresh weights.
 
     Args:
-        spec: of kind `run`.
-        checkpoint_key: `teacher` or `student`.
-        seed: of the weights of `@random`.
+        spec: of a run folder or checkpoint.
+        path: the checkpoint.
+        options: which network, and the seed of the weights of `@random`.
 
     Raises:
-        CheckpointError: there is no checkpoint, it is damaged or of another kind, or a weight is missing, unexpected
-            or of another shape.
+        ConfigError: an option has no meaning for it.
+        CheckpointError: it is damaged or of another kind, or a weight is missing, unexpected or of another shape.
     """
+    options.refuse("arch", "num_heads", spec=spec.text, reason="the run's configuration tells the architecture")
+    if spec.random:
+        options.refuse("checkpoint_key", "allow_partial", spec=spec.text, reason="its weights are fresh")
+    checkpoint_key = options.checkpoint_key or KEYS[0]
     if checkpoint_key not in KEYS:
         raise CheckpointError(f"checkpoint key {checkpoint_key!r} is unknown; allowed: {', '.join(KEYS)}")
-    path = find_checkpoint(Path(spec.name))
     # Mapped, so that the optimiser's state, which nobody asks for here, stays on disk.
     content = load_checkpoint(path, mapped=True)
     model, image_px = _architecture(content, path)
-    with fresh_weights(seed):
+    with fresh_weights(options.seed):
         network = build_vit(model, image_px)
-    if not spec.random:
-        fill(network, content[checkpoint_key], path)
+    load = None if spec.random else _fill(network, content[checkpoint_key], path, options)
     return Backbone.of(
         network,
         ViTReader(),
@@ -57,6 +61,11 @@ def load_run(spec: ModelSpec, *, checkpoint_key: str, seed: int) -> Backbone:
         preprocess=Preprocess(image_px=image_px, resize_px=int(image_px / model.crop_fraction)),
         pooling=model.pooling,
         checkpoint_key=None if spec.random else checkpoint_key,
+        num_heads=network.blocks[0].attn.num_heads,
+        num_registers=network.num_reg_tokens,
+        positions="timm",
+        load=load,
+        keeps_geometry=True,
     )
 
 
@@ -90,29 +99,13 @@ def _architecture(content: Mapping[str, Any], path: Path) -> tuple[ModelConfig, 
         raise CheckpointError(f"{path} holds a configuration that cannot be used: {error}") from None
 
 
-def fill(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load the `backbone.*` weights of a state dict; each of them, and nothing else, must find its place.
-
-    Raises:
-        CheckpointError: some do not; the message counts them and names the first.
-    """
-    weights = {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
-    wanted = network.state_dict()
-    problems = {
-        "missing": sorted(wanted.keys() - weights.keys()),
-        "unexpected": sorted(weights.keys() - wanted.keys()),
-        "of another shape": sorted(
-            name for name in wanted.keys() & weights.keys() if wanted[name].shape != weights[name].shape
-        ),
-    }
-    if any(problems.values()):
-        told = "; ".join(
-            f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-            for what, names in problems.items()
-            if names
-        )
-        raise CheckpointError(
-            f"{path} does not fit the network of its own configuration: of {len(wanted)} backbone weights {told}; "
-            "the file was changed or cut, take another checkpoint of the run"
-        )
-    network.load_state_dict(weights)
+def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path, options: LoadOptions) -> LoadReport:
+    return fill(
+        network,
+        {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)},
+        origin=str(path),
+        arch="the network of its own configuration",
+        advice="the file was changed or cut, take another checkpoint of the run",
+        dropped=[name for name in state if not name.startswith(_PREFIX)],
+        allow_partial=options.allow_partial,
+    )

@@ -89,20 +89,25 @@ class ViTReader:
             num times cls (B, D), patches (B, h/P * w/P, D); register tokens are dropped. Of a network without a class
             token, cls is the mean of the patches.
         """
-        patch = network.patch_embed.patch_size
-        grid = (pixels.shape[-2] // patch[0], pixels.shape[-1] // patch[1])
+        grid = network.patch_embed.dynamic_feat_size((pixels.shape[-2], pixels.shape[-1]))
         found: Any = network.forward_intermediates(
             pixels, indices=num, norm=True, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
         )
-        if network.has_class_token:
+        if network.cls_token is not None:
             return tuple(Tokens(prefix[:, 0], patches, grid) for patches, prefix in found)
         # Without prefix tokens timm returns no pairs.
         parts = [part[0] if isinstance(part, tuple) else part for part in found]
         return tuple(Tokens(patches.mean(dim=1), patches, grid) for patches in parts)
 
     def attention(self, network: VisionTransformer, pixels: Tensor) -> Tensor:
-        """(B, heads, T, T) attention of the last block after its softmax; T counts prefix tokens, then patches."""
-        attention: Any = network.blocks[-1].attn
+        """(B, heads, T, T) attention of the last block after its softmax; T counts prefix tokens, then patches.
+
+        Raises:
+            ConfigError: it is never formed.
+        """
+        attention: Any = getattr(network.blocks[-1], "attn", None)
+        if not (hasattr(attention, "attn_drop") and hasattr(attention, "fused_attn")):
+            raise ConfigError(f"the last block of {type(network).__name__} has no attention that could be read")
         kept: list[Tensor] = []
         # Dropout is where the matrix passes through a module of its own, when it is formed at all.
         handle = attention.attn_drop.register_forward_hook(lambda module, inputs, output: kept.append(inputs[0]))
@@ -112,6 +117,8 @@ class ViTReader:
         finally:
             attention.fused_attn = fused
             handle.remove()
+        if len(kept) != 1 or kept[0].ndim != 4:
+            raise ConfigError(f"the attention of {type(network).__name__} never stands as a matrix that could be read")
         return kept[0]
 
 

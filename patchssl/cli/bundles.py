@@ -1,7 +1,7 @@
 """Options that always come together, handed to a command as one frozen record."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from patchssl.backbones import Backbone
 
 CHECKPOINT_KEYS = ("teacher", "student")
+PREPROCESSING = ("protocol", "model")
+_NAMED = ("timm:", "torchvision:", "floor:")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,23 +34,52 @@ class ModelOptions:
 
     Attributes:
         checkpoint_key: which network of a training checkpoint; None for the teacher where there are two.
-        image_size: side of the crop in pixels; None for the model's own.
+        image_size: side of the crop in pixels; None for what `preprocess` gives.
+        arch: the architecture of a file that does not tell it.
+        num_heads: the same for the number of heads.
+        allow_partial: accept a file that does not fill the network.
+        preprocess: `protocol` for the geometry of the named protocols, `model` for the model's own.
     """
 
     checkpoint_key: str | None = None
     image_size: int | None = None
+    arch: str | None = None
+    num_heads: int | None = None
+    allow_partial: bool = False
+    preprocess: str = "protocol"
 
     def check(self, spec: str) -> None:
         """Refuse options that have no meaning for a SPEC, before anything is read."""
-        if self.checkpoint_key is not None and spec.startswith(("timm:", "torchvision:", "floor:")):
-            raise click.UsageError(f"--checkpoint-key is for training checkpoints; {spec} has none")
+        named = spec.startswith(_NAMED)
+        of_file = {"--checkpoint-key": self.checkpoint_key, "--allow-partial": self.allow_partial or None}
+        of_path = {"--arch": self.arch, "--num-heads": self.num_heads}
+        if named and ("@" not in spec or spec.endswith("@random")):
+            _refuse(of_file, f"for weight files; {spec} names none")
+        if named:
+            _refuse(of_path, f"for files that do not tell their architecture; {spec} names it")
 
     def load(self, spec: str, *, device: str, seed: int) -> "Backbone":
         """Load the backbone that a SPEC names."""
         from patchssl.backbones import load_backbone
 
-        backbone = load_backbone(spec, checkpoint_key=self.checkpoint_key or "teacher", device=device, seed=seed)
+        backbone = load_backbone(
+            spec,
+            checkpoint_key=self.checkpoint_key,
+            device=device,
+            seed=seed,
+            arch=self.arch,
+            num_heads=self.num_heads,
+            allow_partial=self.allow_partial,
+        )
+        if self.preprocess == "protocol":
+            backbone = backbone.with_protocol_geometry()
         return backbone if self.image_size is None else backbone.at_size(self.image_size)
+
+
+def _refuse(values: Mapping[str, object], reason: str) -> None:
+    given = [name for name, value in values.items() if value is not None]
+    if given:
+        raise click.UsageError(f"{', '.join(given)} is {reason}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,20 +104,44 @@ class ComputeOptions:
 
 
 def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--checkpoint-key`, `--image-size`, passed as `model_options: ModelOptions`."""
+    """Which network of a file, of what architecture, for which images; passed as `model_options: ModelOptions`."""
     options = (
         click.option(
             "--checkpoint-key",
             type=click.Choice(CHECKPOINT_KEYS),
-            show_default="teacher",
+            show_default="teacher where there are two",
             help="Which network of a training checkpoint.",
+        ),
+        click.option(
+            "--arch",
+            metavar="NAME",
+            help="Architecture of a file that does not tell it: a name of timm, or DINO's vit_small and its kin.",
+        ),
+        click.option(
+            "--num-heads",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Heads of the attention, for ViT files of an unusual width.",
+        ),
+        click.option(
+            "--allow-partial",
+            is_flag=True,
+            help="Accept a file that does not fill the network; the rest keeps fresh weights, and the row says so.",
+        ),
+        click.option(
+            "--preprocess",
+            type=click.Choice(PREPROCESSING),
+            default="protocol",
+            show_default=True,
+            help="protocol: bicubic, 256/224, centre crop for every model, runs of ours as their configuration says; "
+            "model: what belongs to the model.",
         ),
         click.option(
             "--image-size",
             type=click.IntRange(min=1),
             metavar="N",
-            show_default="the model's",
-            help="Side of the crop in pixels, a multiple of the patch.",
+            show_default="as --preprocess says",
+            help="Side of the crop in pixels; the resized side changes in proportion.",
         ),
     )
     return _bundle(function, options, "model_options", ModelOptions)
@@ -175,6 +230,10 @@ def _flag(name: str) -> str:
 # What only matters when features are computed.
 OF_IMAGES = (
     "checkpoint_key",
+    "arch",
+    "num_heads",
+    "allow_partial",
+    "preprocess",
     "image_size",
     "device",
     "precision",

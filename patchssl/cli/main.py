@@ -17,6 +17,7 @@ COMMANDS = {
     "pretrain": Entry("patchssl.cli.pretrain:pretrain", "Pretrain a vision transformer on a folder of images."),
     "eval": Entry("patchssl.cli.evaluate:evaluate", "Evaluate a backbone, or features from a file."),
     "benchmark": Entry("patchssl.cli.benchmark:benchmark", "Run many evaluations of many models into one table."),
+    "inspect": Entry("patchssl.cli.inspect:inspect", "Say what a model is and which weights of its file fit."),
     "results": Entry("patchssl.cli.results:results", "Tables and comparisons of what evaluations found."),
     "data": Entry("patchssl.cli.data:data", "Draw and look at data."),
 }
