@@ -98,7 +98,8 @@ def test_the_table_without_floors_and_without_a_record(run: str, capsys: pytest.
     assert main(command(run, MEAN, more=("--no-floors", "--no-record", "--quiet"))) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.count("knn (dino) on builtin (36 train, 12 test images)") >= 1
+    assert "knn (dino)" in out
+    assert "builtin" in out
     assert RAW not in out
     assert f"{run}@random" not in out
     assert MEAN in out
