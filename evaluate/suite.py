@@ -45,7 +45,6 @@ class Setting:
         compute: how.
         cost: backbone → what to keep of its cost, or None.
         done: rows that need not be made again, by their key.
-        scores: whether this process scores; where several share the images, the others only help with the features.
         announce: told before each task, for instance `task 3 of 8: knn (dino) on cifar10, timm:resnet18`.
     """
 
@@ -56,7 +55,6 @@ class Setting:
     compute: Compute
     cost: Callable[[Backbone], Mapping[str, Any]] | None = None
     done: Mapping[str, Row] = field(default_factory=dict)
-    scores: bool = True
     announce: Callable[[str], None] = lambda text: None
 
 
@@ -167,8 +165,6 @@ class _Runner:
                 except Exception as error:
                     yield self.fail([left.task for left in pending[index:]], backbone.spec, error, num_begun=1)
                     return
-            if not self.setting.scores:
-                continue
             try:
                 scored = score_task(one.task, material, self.setting.compute)
             except Exception as error:

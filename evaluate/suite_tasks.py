@@ -1,7 +1,6 @@
 """The evaluations that a suite may name: which protocols and options they have, what they need, how they are called."""
 
 import difflib
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +11,7 @@ from typing import Any
 from patchssl.backbones import Backbone
 from patchssl.data.images import ImageSource
 from patchssl.errors import ConfigError
+from patchssl.evaluate import few_shot, knn, leave_one_out, linear
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.results import Scored
 from patchssl.evaluate.suite_config import KnnTask, LinearTask, Task
@@ -19,7 +19,7 @@ from patchssl.evaluate.suite_config import KnnTask, LinearTask, Task
 TRAIN, TEST, LABELLED = "train", "test", "labelled"
 
 # Protocols of k-NN that have a module of their own; all others are those of `patchssl.evaluate.knn`.
-_OWN_MODULES = {"few-shot": "few_shot", "leave-one-out": "leave_one_out"}
+_OWN_MODULES = {"few-shot": few_shot, "leave-one-out": leave_one_out}
 _RENAMED = {"k": "ks"}
 
 AnyTask = KnnTask | LinearTask
@@ -100,7 +100,7 @@ def has_parts(task: AnyTask) -> bool:
 
 def trains_on_images(task: AnyTask) -> bool:
     """Whether the training images are gone through again in every epoch, each time cropped anew."""
-    return isinstance(task, LinearTask) and bool(_module(task).PROTOCOLS[task.protocol].needs_images)
+    return isinstance(task, LinearTask) and linear.PROTOCOLS[task.protocol].needs_images
 
 
 def needs_of(task: AnyTask, backbone: Backbone) -> Needs:
@@ -112,9 +112,7 @@ def needs_of(task: AnyTask, backbone: Backbone) -> Needs:
     if isinstance(task, KnnTask):
         return dict.fromkeys((TRAIN, TEST) if has_parts(task) else (LABELLED,), (task.tokens,))
     chosen = {name: value for name, value in task.options().items() if name in ("blocks", "avgpool")}
-    tokens = tuple(
-        _module(task).needed_tokens(task.protocol, num_blocks=backbone.num_blocks, dim=backbone.dim, **chosen)
-    )
+    tokens = tuple(linear.needed_tokens(task.protocol, num_blocks=backbone.num_blocks, dim=backbone.dim, **chosen))
     return {TEST: tokens} if trains_on_images(task) else {TRAIN: tokens, TEST: tokens}
 
 
@@ -150,7 +148,7 @@ def _score_knn(task: KnnTask, material: Material, compute: Compute) -> Scored:
 
 def _score_linear(task: LinearTask, material: Material, compute: Compute) -> Scored:
     features = _features(task, material)
-    scored: Scored = _module(task).score(
+    return linear.score(
         features[TRAIN],
         features[TEST],
         protocol=task.protocol,
@@ -159,15 +157,14 @@ def _score_linear(task: LinearTask, material: Material, compute: Compute) -> Sco
         seed=compute.seed,
         **_choices(task),
     )
-    return scored
 
 
 def _score_on_images(task: LinearTask, material: Material, compute: Compute) -> Scored:
-    module, choices = _module(task), _choices(task)
-    num_epochs = choices.get("epochs", module.PROTOCOLS[task.protocol].defaults["epochs"])
+    choices = _choices(task)
+    num_epochs = choices.get("epochs", linear.PROTOCOLS[task.protocol].defaults["epochs"])
     told = f"training images in {num_epochs} epochs"
     with compute.progress(told, num_epochs * len(material.sources[TRAIN])) as progress:
-        scored: Scored = module.score_images(
+        return linear.score_images(
             material.backbone,
             material.sources,
             _features(task, material)[TEST],
@@ -181,7 +178,6 @@ def _score_on_images(task: LinearTask, material: Material, compute: Compute) -> 
             progress=progress,
             **choices,
         )
-    return scored
 
 
 def _features(task: AnyTask, material: Material) -> dict[str, dict[str, Features]]:
@@ -198,35 +194,19 @@ def _choices(task: AnyTask) -> dict[str, Any]:
 
 
 def _protocols(task: AnyTask) -> list[str]:
-    names = list(_module(task, of_protocol=False).PROTOCOLS)
-    if isinstance(task, KnnTask):
-        names += [name for name, module in _OWN_MODULES.items() if _find(module) is not None]
-    return names
+    return list(linear.PROTOCOLS) if isinstance(task, LinearTask) else [*knn.PROTOCOLS, *_OWN_MODULES]
 
 
 def _options_of(task: AnyTask) -> list[str]:
     """What may be set besides a protocol's defaults, as a suite calls it."""
     if isinstance(task, LinearTask):
-        return list(_module(task).PROTOCOLS[task.protocol].options)
+        return list(linear.PROTOCOLS[task.protocol].options)
     parameters = inspect.signature(_module(task).score).parameters
     own = [name for name in type(task).model_fields if name not in Task.model_fields]
     return [name for name in own if name == "tokens" or _RENAMED.get(name, name) in parameters]
 
 
-def _module(task: AnyTask, *, of_protocol: bool = True) -> ModuleType:
-    own = _OWN_MODULES.get(task.protocol) if isinstance(task, KnnTask) and of_protocol else None
-    module = _find(own or task.task)
-    if module is None:
-        raise ConfigError(f"{task.name}: this version of patchssl has no evaluation {task.task!r}; leave the task out")
-    return module
-
-
-def _find(name: str) -> ModuleType | None:
-    """An evaluation by the name of its file; None where this version does not have it."""
-    full = f"patchssl.evaluate.{name}"
-    try:
-        return importlib.import_module(full)
-    except ModuleNotFoundError as error:
-        if error.name != full:
-            raise
-        return None
+def _module(task: AnyTask) -> ModuleType:
+    if isinstance(task, LinearTask):
+        return linear
+    return _OWN_MODULES.get(task.protocol, knn)

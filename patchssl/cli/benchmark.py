@@ -197,13 +197,12 @@ def _checked_suite(source: str, places: Mapping[str, str], image_px: int | None)
 
 
 def _open(key: "DataKey", suite: "SuiteConfig", places: Mapping[str, str]) -> "Sources":
-    from patchssl.data import sources
+    from patchssl.data.sources import open_classes, open_labelled
     from patchssl.data.synth.cache import cached_dataset
     from patchssl.evaluate.suite_config import BUILTIN
 
     name, parts = key
-    # Data without parts are opened by a function that comes with the protocol that takes them.
-    open_one: Callable[..., Any] = getattr(sources, "open_labelled" if parts else "open_classes")
+    open_one: Callable[..., Any] = open_labelled if parts else open_classes
     if name != BUILTIN:
         try:
             # As for the single evaluations: the reference protocols ignore EXIF orientation.

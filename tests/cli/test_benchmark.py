@@ -17,6 +17,7 @@ from patchssl.cli.features import compute_features
 from patchssl.cli.main import main
 from patchssl.config import Config
 from patchssl.evaluate import throughput
+from patchssl.evaluate.forward import resolve_precision
 
 SUITE = """
 data: builtin
@@ -120,11 +121,12 @@ def test_cost_is_measured_at_the_size_of_the_task(
     arguments = [part for part in command(run, more=("--no-floors", "--format", "json")) if part != "--no-cost"]
     assert main(arguments) == 0
     rows = json.loads(capsys.readouterr().out)
+    precision = resolve_precision("auto", torch.device("cpu"))
     assert sizes == [(run, 32, 8)]
     for row in rows:
         assert row["details"]["gflops"] > 0
         assert row["details"]["images_per_s"] > 0
-        assert row["details"]["cost"] == {"image_px": 32, "batch_size": 8, "precision": "fp32"}
+        assert row["details"]["cost"] == {"image_px": 32, "batch_size": 8, "precision": precision}
     assert rows == recorded()
 
 
@@ -209,7 +211,7 @@ def test_data_by_name_and_one_size_for_all(drawings: Path, tmp_path: Path, capsy
         (("--data", "cifar10"), "'cifar10' is not of the form NAME=PATH"),
         (("--data", "a=b", "--data", "a=c"), "a is given twice"),
         (("--data", "cifar10=there"), "names no data set cifar10; it needs no data set besides the built-in images"),
-        (("--checkpoint-key", "student"), "--checkpoint-key is for training checkpoints"),
+        (("--checkpoint-key", "student"), "--checkpoint-key is for weight files"),
         (("--image-size", "0"), "--image-size"),
     ],
 )

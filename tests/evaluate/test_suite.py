@@ -1,6 +1,5 @@
 """Suites: what is computed together, what comes of each task, and which floors stand beside."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType, SimpleNamespace
@@ -8,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from patchssl.backbones import Backbone, Preprocess, load_backbone
 from patchssl.backbones.floors import AveragedPixels, FloorReader
 from patchssl.errors import ConfigError, DataError
-from patchssl.evaluate.extraction import extract
+from patchssl.evaluate import suite_tasks
+from patchssl.evaluate.extraction import extract, resolve_precision
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.results import Row, Scored
 from patchssl.evaluate.scoring import make_row
@@ -62,6 +63,9 @@ class Drawn:
 
     def fingerprint(self) -> str:
         return f"print {self.first}"
+
+    def state(self) -> str:
+        return f"state {self.first}"
 
 
 PARTS: Sources = {"train": Drawn(12), "test": Drawn(6, first=100)}
@@ -368,7 +372,7 @@ def test_a_key_follows_from_all_that_a_number_follows_from() -> None:
     same = [
         (tasks_of({**KNN, "name": "other", "data": "elsewhere"})[0], model, prints, COMPUTE),
         (task, replace(model, spec="moved"), prints, replace(COMPUTE, num_workers=3, batch_size=1)),
-        (task, model, prints, replace(COMPUTE, precision="fp32")),
+        (task, model, prints, replace(COMPUTE, precision=resolve_precision("auto", torch.device("cpu")))),
     ]
     assert {key_of(*arguments) for arguments in same} == {key}
     others = [
@@ -377,7 +381,7 @@ def test_a_key_follows_from_all_that_a_number_follows_from() -> None:
         (task, backbone("A", side=3), prints, COMPUTE),
         (task, model.at_size(16), prints, COMPUTE),
         (task, model, {**prints, "train": "c"}, COMPUTE),
-        (task, model, prints, replace(COMPUTE, precision="bf16")),
+        (task, model, prints, replace(COMPUTE, precision="fp16")),
         (task, model, prints, replace(COMPUTE, seed=1)),
     ]
     assert len({key, *(key_of(*arguments) for arguments in others)}) == 1 + len(others)
@@ -388,11 +392,6 @@ def test_the_newest_row_of_a_key_counts_and_rows_without_are_left_out(lab: Lab) 
     old, new = replace(row, created="2020-01-01T00:00:00+00:00"), replace(row, created="2030-01-01T00:00:00+00:00")
     foreign = [replace(row, details=details) for details in ({}, {"benchmark": 3}, {"benchmark": {"key": None}})]
     assert list(rows_by_key([new, old, *foreign]).values()) == [new]
-
-
-def test_a_process_that_does_not_score_still_helps_with_the_features(lab: Lab) -> None:
-    assert lab.run(tasks_of(KNN, BY_MEAN), ["A"], scores=False) == []
-    assert len(lab.passes) == 1
 
 
 def fake_linear(calls: list[tuple[Any, ...]]) -> ModuleType:
@@ -446,7 +445,7 @@ def fake_linear(calls: list[tuple[Any, ...]]) -> ModuleType:
 
 def test_linear_tasks_get_what_they_need_of_the_same_pass(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setitem(sys.modules, "patchssl.evaluate.linear", fake_linear(calls))
+    monkeypatch.setattr(suite_tasks, "linear", fake_linear(calls))
     tasks = tasks_of(
         {"task": "linear", "protocol": "on-images", "epochs": 2, "avgpool": True},
         KNN,
@@ -482,7 +481,7 @@ def test_linear_tasks_get_what_they_need_of_the_same_pass(lab: Lab, monkeypatch:
 
 
 def test_tokens_that_follow_from_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "patchssl.evaluate.linear", fake_linear([]))
+    monkeypatch.setattr(suite_tasks, "linear", fake_linear([]))
     (with_mean,) = tasks_of({"task": "linear", "protocol": "on-features", "avgpool": True})
     assert needs_of(with_mean, backbone("A")) == {"train": ("cls+mean",), "test": ("cls+mean",)}
     (alone,) = tasks_of({"task": "knn", "protocol": "leave-one-out", "tokens": "gem"})
@@ -490,7 +489,7 @@ def test_tokens_that_follow_from_options(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_an_evaluation_does_not_have_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "patchssl.evaluate.linear", fake_linear([]))
+    monkeypatch.setattr(suite_tasks, "linear", fake_linear([]))
     cases: list[tuple[dict[str, Any], str]] = [
         ({"task": "knn", "protocol": "dimo"}, "knn (dimo) on drawn: knn has no protocol 'dimo'; did you mean dino?"),
         ({"task": "knn", "shots": 5}, "knn with the protocol dino takes no shots; allowed: tokens, k, temperature"),
@@ -502,14 +501,3 @@ def test_what_an_evaluation_does_not_have_is_refused_before_anything_runs(monkey
         with pytest.raises(ConfigError) as caught:
             check_task(task)
         assert words in str(caught.value)
-
-
-def test_an_evaluation_that_is_missing_is_said_and_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "patchssl.evaluate.linear", None)
-    (task,) = tasks_of({"task": "linear"})
-    with pytest.raises(ConfigError, match="has no evaluation 'linear'; leave the task out"):
-        check_task(task)
-    monkeypatch.setitem(sys.modules, "patchssl.evaluate.few_shot", None)
-    (task,) = tasks_of({"task": "knn", "protocol": "few-shot"})
-    with pytest.raises(ConfigError, match="knn has no protocol 'few-shot'; allowed: dino"):
-        check_task(task)
