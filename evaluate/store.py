@@ -10,6 +10,7 @@ the key, so that nothing is ever overwritten by something else; the folder may b
 import hashlib
 import json
 import logging
+import mmap
 import os
 import tempfile
 import time
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from patchssl.errors import DataError
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 SHARD_IMAGES = 256
+_ARRAYS: dict[str, type[np.generic]] = {"features": np.float32, "indices": np.int64}
 _KEY_DIGITS = 32
 _LEFT_OVER_S = 24 * 3600
 
@@ -96,7 +98,7 @@ class Shelf:
             _check_images(shard, images)
         except FileNotFoundError:
             return None
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("stored features are damaged and computed again: %s: %s", path, error)
             return None
         return shard
@@ -150,17 +152,27 @@ def _write(path: Path, shard: Shard) -> None:
 
 
 def _read(path: Path) -> Shard:
-    # Torch maps the file, where NumPy's reader would copy it.
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        features, indices = (file.get_tensor(name).numpy() for name in ("features", "indices"))
+    # By one handle: the library's reader opens the file twice, and another process may replace it in between.
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    start = 8 + int.from_bytes(mapped[:8], "little")
+    if start > len(mapped):
+        raise ValueError("it ends within its header")
+    header = json.loads(mapped[8:start])
+    metadata = header["__metadata__"]
+    features, indices = (_array(mapped, start, header[name], kind) for name, kind in _ARRAYS.items())
     if _checksum(features, indices, metadata["unreadable"]) != metadata["sha256"]:
         raise ValueError("the checksum does not fit the content")
-    features.flags.writeable = False
     unreadable = tuple(
         (int(index), str(name), str(reason)) for index, name, reason in json.loads(metadata["unreadable"])
     )
     return Shard(features, indices, unreadable)
+
+
+def _array(mapped: mmap.mmap, start: int, entry: Mapping[str, Any], kind: type[np.generic]) -> NDArray[Any]:
+    first, end = entry["data_offsets"]
+    values = np.frombuffer(mapped, kind, (end - first) // np.dtype(kind).itemsize, start + first)
+    return values.reshape(entry["shape"])
 
 
 def _check_images(shard: Shard, images: range) -> None:

@@ -1,5 +1,6 @@
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,7 +82,8 @@ def test_registers_are_never_among_the_patches() -> None:
     backbone = load_backbone("timm:vit_small_patch14_reg4_dinov2@random").at_size(28)
     pixels = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     tokens = backbone.forward(pixels)
-    whole = backbone.network.forward_features(pixels)  # (2, 1 + 4 + 4, 384)
+    network: Any = backbone.network
+    whole = network.forward_features(pixels)  # (2, 1 + 4 + 4, 384)
     assert whole.shape == (2, 9, 384)
     assert tokens.grid == (2, 2)
     assert_close(tokens.cls, whole[:, 0], rtol=0, atol=2e-5)
@@ -97,7 +99,8 @@ def test_class_tokens_of_the_last_blocks_come_earliest_first() -> None:
     parts = parse_tokens("cls:4")
     found = concatenate([pool(backbone.last_blocks(pixels, num_blocks_of(parts)), part) for part in parts])
     # All twelve blocks, in the order of the network.
-    every = backbone.network.forward_intermediates(
+    network: Any = backbone.network
+    every = network.forward_intermediates(
         pixels, norm=True, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
     )
     expected = torch.cat([prefix[:, 0] for _, prefix in every[-4:]], dim=1)

@@ -44,7 +44,8 @@ def command(images: Path, *more: str) -> list[str]:
 
 def stop_at(place: str, do: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let reading an image do something; once."""
-    read, done = FileSource.read, []
+    read = FileSource.read
+    done: list[int] = []
 
     def stopping(source: FileSource, index: int) -> Image.Image:
         if source.ids[index] == place and not done:

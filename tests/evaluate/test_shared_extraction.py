@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,8 @@ def extract_to(folder: Path, vit: Backbone, source: Noise) -> None:
     found = extract(vit, source, tokens=TOKENS, batch_size=4, precision="fp32", store=store)
     assert bool(found.features) == is_main()
     if is_main():
-        np.savez(folder / "features.npz", **{name: part.features for name, part in found.features.items()})
+        arrays: dict[str, Any] = {name: part.features for name, part in found.features.items()}
+        np.savez(folder / "features.npz", allow_pickle=False, **arrays)
 
 
 def read_indices(folder: Path) -> list[list[int]]:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from patchssl.evaluate import store as store_module
 from patchssl.evaluate.store import FeatureStore, Shard, Shelf, StoreError
 
 KEY = {"model": "a", "size": 224}
@@ -122,7 +121,7 @@ def test_a_full_disk_leaves_what_was_there_and_no_half_file(shelf: Shelf, monkey
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store_module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StoreError, match=r"cannot be kept in .*cls-1: No space left on device; free some space.*--no-"):
         shelf.write("cls-1", 0, a_shard(seed=1))
     assert files(shelf.folder) == ["cls-1/000000.safetensors", "origin.json"]

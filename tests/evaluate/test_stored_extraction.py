@@ -13,10 +13,12 @@ from PIL import Image
 from patchssl import ranks
 from patchssl.backbones import Backbone, load_backbone
 from patchssl.data.decode import UnreadableImage
-from patchssl.data.images import FileSource
+from patchssl.data.images import ArraySource, FileSource
+from patchssl.data.synth.classes import class_images, draw_class_image
 from patchssl.errors import ConfigError, DataError
 from patchssl.evaluate import store as store_module
 from patchssl.evaluate.extraction import Extraction, extract
+from patchssl.evaluate.knn import evaluate
 from patchssl.evaluate.store import FeatureStore
 
 
@@ -75,7 +77,7 @@ def run(
     tokens: Sequence[str] = ("cls",),
     **more: Any,
 ) -> Extraction:
-    options = {"batch_size": 4, "precision": "fp32", "store": store} | more
+    options: dict[str, Any] = {"batch_size": 4, "precision": "fp32", "store": store} | more
     return extract(backbone, source, tokens=tokens, **options)
 
 
@@ -136,7 +138,8 @@ def test_an_interrupted_extraction_goes_on_with_the_missing_shards(
 
 def a_norm_of_another_epsilon(vit: Backbone) -> Backbone:
     other = load_backbone("timm:vit_tiny_patch16_224@random").at_size(32)
-    other.network.norm.eps = 0.5
+    network: Any = other.network
+    network.norm.eps = 0.5
     assert other.weights_sha256 == vit.weights_sha256
     return other
 
@@ -317,9 +320,27 @@ def test_a_crop_is_applied_once_and_sizes_do_not_compound(vit: Backbone) -> None
     assert vit.preprocess.image_px == 32
 
 
-def test_bf16_changes_metrics_by_little(vit: Backbone) -> None:
-    source = Noise(num=60)
-    exact, coarse = (run(vit, source, None, precision=name).features["cls"].features for name in ("fp32", "bf16"))
+def test_bf16_changes_features_and_metrics_by_little(vit: Backbone) -> None:
+    drawn = list(class_images(360))
+    pixels = np.stack([draw_class_image(image, 32, 0) for image in drawn])
+    classes = tuple(sorted({image.pattern for image in drawn}))
+    labels = np.array([classes.index(image.pattern) for image in drawn])
+    found = {}
+    for split in ("train", "val"):
+        chosen = [index for index, image in enumerate(drawn) if image.split == split]
+        ids = tuple(str(index) for index in chosen)
+        source = ArraySource(pixels[chosen], ids, labels[chosen], classes, "drawn", "drawn")
+        for precision in ("fp32", "bf16"):
+            found[split, precision] = run(vit, source, None, precision=precision, batch_size=64).features["cls"]
+    top1 = {}
+    for precision in ("fp32", "bf16"):
+        result = evaluate(found["train", precision], found["val", precision], ks=[5], temperature=0.07)
+        top1[precision] = float(result.hits[5].top1.mean())
+    assert (len(classes), len(found["val", "fp32"])) == (3, 72)
+    assert top1["fp32"] > 0.5
+    # At most two of 72 test images more or less.
+    assert abs(top1["bf16"] - top1["fp32"]) <= 2 / 72 + 1e-9
+    exact, coarse = (found["val", precision].features for precision in ("fp32", "bf16"))
     exact, coarse = (values / np.linalg.norm(values, axis=1, keepdims=True) for values in (exact, coarse))
     assert (exact * coarse).sum(1).min() > 0.999
     assert np.abs(exact - coarse).max() > 0
