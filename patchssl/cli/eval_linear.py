@@ -122,6 +122,7 @@ def _rates(context: click.Context, option: click.Parameter, value: str | None) -
 @click.pass_context
 def linear(
     context: click.Context,
+    /,
     data: Path | None,
     model: str | None,
     train_features: Path | None,
