@@ -79,15 +79,8 @@ def score(
             f"the protocol {protocol} trains on augmented images and cannot run on features: give images and a model, "
             f"or take {' or '.join(other.name for other in PROTOCOLS.values() if not other.needs_images)}"
         )
-    options = settle(
-        protocol,
-        {
-            "iterations": iterations,
-            "learning_rates": learning_rates,
-            "train_batch_size": train_batch_size,
-            "val_fraction": val_fraction,
-        },
-    )
+    given = {"iterations": iterations, "learning_rates": learning_rates}
+    options = settle(protocol, {**given, "train_batch_size": train_batch_size, "val_fraction": val_fraction})
     tokens, train_part, test_part = _only(train, test)
     check_pair(train_part, test_part)
     targets = _targets(train_part.labels, test_part.labels)
@@ -167,8 +160,8 @@ def score_images(
     source = sources["train"]
     tokens, train_part, test_part = _only({name: _without_pixels(source, backbone) for name in test}, test)
     check_features("test", test_part)
-    for name, part in (("training", train_part), ("test", test_part)):
-        check_ids(name, part)
+    check_ids("training", train_part)
+    check_ids("test", test_part)
     targets = _targets(train_part.labels, test_part.labels)
     (rate,) = options["learning_rates"]
     recipe = Recipe(

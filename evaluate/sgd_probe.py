@@ -168,7 +168,8 @@ def converged(heads: Heads) -> NDArray[np.bool_]:
     """(H,) whether all weights of a head are finite; a head that diverged never comes back to them."""
     finite = torch.stack([weight.isfinite().all(dim=0) for weight in heads.weights]) & heads.bias.isfinite()
     # (G, C · R) -> (G, R) -> (H,)
-    return finite.unflatten(1, (heads.num_classes, -1)).all(dim=1).flatten().cpu().numpy()
+    whole: NDArray[np.bool_] = finite.unflatten(1, (heads.num_classes, -1)).all(dim=1).flatten().cpu().numpy()
+    return whole
 
 
 def count_correct(heads: Heads, features: Tensor, targets: Tensor) -> NDArray[np.int64]:

@@ -64,6 +64,15 @@ def test_crop_equals_resampling_from_the_definition(box: list[float], side: int)
     assert np.abs(crop(image, box, side, flip=False) - expected).max() <= 1.5
 
 
+def test_bilinear_crops_are_means_weighted_by_a_triangle() -> None:
+    image = noise(8, 8)
+    shown = crop(image, [2.0, 2.0, 4.0, 4.0], 2, flip=False, resample=Image.Resampling.BILINEAR)
+    # Halving takes four pixels about each new centre, also where they lie outside the box, with weights 1, 3, 3, 1.
+    weights = np.array([[1, 3, 3, 1, 0, 0], [0, 0, 1, 3, 3, 1]]) / 8
+    across = np.einsum("yxc,sx->ysc", np.asarray(image, dtype=float)[1:7, 1:7], weights).round()
+    assert np.abs(shown - np.einsum("ry,ysc->rsc", weights, across)).max() <= 1.5
+
+
 @pytest.mark.parametrize(("height", "width"), [(30, 40), (40, 30), (224, 224), (7, 200), (1, 1)])
 def test_the_whole_image_is_resized(height: int, width: int) -> None:
     image = noise(height, width)

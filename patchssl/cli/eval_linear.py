@@ -124,6 +124,7 @@ def _rates(context: click.Context, option: click.Parameter, value: str | None) -
 @evaluation_process()
 def linear(
     context: click.Context,
+    /,
     data: Path | None,
     model: str | None,
     train_features: Path | None,

@@ -4,11 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from PIL import Image
 
+from patchssl.cli.eval_linear import _FLAGS, linear
 from patchssl.cli.main import main
+from patchssl.evaluate.linear import PROTOCOLS
 
 TINY = "timm:vit_tiny_patch16_224@random"
 DINO = ("--protocol", "dino", "--epochs", "2", "--learning-rate", "0.1", "--train-batch-size", "6")
@@ -189,6 +192,15 @@ def test_bad_inputs_are_told_in_one_line(
         assert err.startswith("Error: ")
         assert err.count("\n") == 1
         assert words in err
+
+
+def test_protocols_and_options_are_those_of_the_library() -> None:
+    choice = next(param for param in linear.params if param.name == "protocol").type
+    assert isinstance(choice, click.Choice)
+    assert list(choice.choices) == list(PROTOCOLS)
+    taken = {name for protocol in PROTOCOLS.values() for name in protocol.options}
+    assert taken == set(_FLAGS)
+    assert taken <= {param.name for param in linear.params}
 
 
 def test_help_teaches_and_needs_no_torch() -> None:

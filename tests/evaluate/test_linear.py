@@ -29,7 +29,7 @@ def features(
     return Features(values.astype(np.float32), np.array(labels)[places], None, meta)
 
 
-def on(train: Features, test: Features, protocol: str, *, tokens: str = GIVEN, **more: Any) -> Scored:
+def on(protocol: str, train: Features, test: Features, *, tokens: str = GIVEN, **more: Any) -> Scored:
     return score({tokens: train}, {tokens: test}, protocol=protocol, **{**QUICK[protocol], **more})
 
 
@@ -44,7 +44,7 @@ def same(one: Row, other: Row) -> bool:
 @pytest.mark.parametrize("protocol", QUICK)
 def test_separable_classes_are_told_apart_and_two_runs_give_one_row(protocol: str) -> None:
     train, test = features(60, seed=1, noise=0.1), features(30, seed=2, noise=0.1)
-    scored = on(train, test, protocol, seed=3)
+    scored = on(protocol, train, test, seed=3)
     row = scored.row
     assert row.task == "linear"
     assert row.protocol == protocol
@@ -57,7 +57,7 @@ def test_separable_classes_are_told_apart_and_two_runs_give_one_row(protocol: st
     assert row.settings["augmentation"] == "none (one feature pass)"
     assert row.settings["val_fraction"] == 0.1
     assert row.details["num_held_out"] == 6
-    assert same(row, on(train, test, protocol, seed=3).row)
+    assert same(row, on(protocol, train, test, seed=3).row)
     json.loads(row.to_json())
 
 
@@ -65,8 +65,8 @@ def test_separable_classes_are_told_apart_and_two_runs_give_one_row(protocol: st
 def test_what_labels_are_called_does_not_matter(protocol: str) -> None:
     train, test = features(90, seed=1, noise=3.0), features(60, seed=2, noise=3.0)
     renamed = [Features(part.features, part.labels * 11 + 5) for part in (train, test) if part.labels is not None]
-    expected = on(train, test, protocol)
-    got = on(*renamed, protocol)
+    expected = on(protocol, train, test)
+    got = on(protocol, *renamed)
     np.testing.assert_array_equal(got.outcomes.values["top1"], expected.outcomes.values["top1"])
     assert 0.4 < expected.row.metrics["top1"].value < 1.0
 
@@ -75,13 +75,13 @@ def test_every_image_twice_gives_the_same_classifier_at_half_of_c() -> None:
     train, test = features(90, seed=1, noise=3.0), features(60, seed=2, noise=3.0)
     assert train.labels is not None
     twice = Features(np.repeat(train.features, 2, axis=0), np.repeat(train.labels, 2))
-    one, other = on(train, test, "logistic"), on(twice, test, "logistic")
+    one, other = on("logistic", train, test), on("logistic", twice, test)
     assert np.mean(one.outcomes.values["top1"] == other.outcomes.values["top1"]) > 0.9
 
 
 def test_the_head_is_chosen_by_held_out_images_and_the_best_on_test_is_marked() -> None:
     train, test = features(90, seed=1, noise=3.0), features(200, seed=2, noise=3.0)
-    row = on(train, test, "dinov2", iterations=40, learning_rates=(1e-5, 0.01, 0.3, 3.0)).row
+    row = on("dinov2", train, test, iterations=40, learning_rates=(1e-5, 0.01, 0.3, 3.0)).row
     table = row.details["held_out"]
     assert [entry["learning_rate"] for entry in table] == [1e-5, 0.01, 0.3, 3.0]
     best = max(table, key=lambda entry: (entry["top1"], -entry["log_loss"]))
@@ -98,7 +98,7 @@ def test_features_of_several_blocks_are_compared_as_columns() -> None:
     for part in (train, test):
         noise = np.random.default_rng(len(part)).normal(size=(len(part), 12)).astype(np.float32)
         wide.append(Features(np.concatenate((part.features, noise), axis=1), part.labels))
-    row = on(*wide, "dinov2", tokens="cls:4+mean").row
+    row = on("dinov2", *wide, tokens="cls:4+mean").row
     assert len(row.details["held_out"]) == 4 * 3
     best = {
         entry["tokens"]: entry["top1"] for entry in sorted(row.details["held_out"], key=lambda entry: entry["top1"])
@@ -107,13 +107,13 @@ def test_features_of_several_blocks_are_compared_as_columns() -> None:
     assert max(best["cls"], best["cls+mean"]) < 0.8
     assert row.details["chosen"]["tokens"] in {"cls:4", "cls:4+mean"}
     assert row.metrics["top1"].value == 1.0
-    only_last = on(*wide, "dinov2", tokens="cls:5", blocks=5, avgpool=False).row
+    only_last = on("dinov2", *wide, tokens="cls:5", blocks=5, avgpool=False).row
     assert [entry["tokens"] for entry in only_last.details["held_out"]] == ["cls:5"] * 3
 
 
 def test_c_is_chosen_on_held_out_images_and_all_are_fitted_again() -> None:
     train, test = features(90, seed=1, noise=3.0), features(60, seed=2, noise=3.0)
-    scored = on(train, test, "logistic")
+    scored = on("logistic", train, test)
     details = scored.row.details
     best = max(details["held_out"], key=lambda entry: (entry["top1"], -entry["log_loss"]))
     assert details["chosen"]["c"] == best["c"]
@@ -129,20 +129,20 @@ def test_comparability_follows_meaning_and_nothing_else() -> None:
     train, test = features(60, seed=1), features(30, seed=2)
     settings = {"token": "cls:2", "image_px": 32}
     parts = [Features(part.features, part.labels, None, {"settings": settings}) for part in (train, test)]
-    usual = on(*parts, "logistic", tokens="cls:2").row
+    usual = on("logistic", *parts, tokens="cls:2").row
     assert "token" not in usual.settings
     assert usual.settings["tokens"] == "cls:2"
     # Another backbone reads other tokens by the same protocol.
-    assert on(*parts, "logistic", tokens="cls+mean").row.comparability == usual.comparability
-    assert on(*parts, "logistic", tokens="cls:2", seed=1).row.comparability == usual.comparability
+    assert on("logistic", *parts, tokens="cls+mean").row.comparability == usual.comparability
+    assert on("logistic", *parts, tokens="cls:2", seed=1).row.comparability == usual.comparability
     different = [
-        on(*parts, "logistic", tokens="cls:2", blocks=2).row,
-        on(*parts, "logistic", tokens="cls+mean", avgpool=True).row,
-        on(*parts, "logistic", tokens="cls:2", val_fraction=0.2).row,
-        on(*parts, "logistic").row,
-        on(*parts, "dinov2", tokens="cls:2").row,
-        on(*parts, "dinov2", tokens="cls:2", iterations=61).row,
-        on(*parts, "dinov2", tokens="cls:2", train_batch_size=64).row,
+        on("logistic", *parts, tokens="cls:2", blocks=2).row,
+        on("logistic", *parts, tokens="cls+mean", avgpool=True).row,
+        on("logistic", *parts, tokens="cls:2", val_fraction=0.2).row,
+        on("logistic", *parts).row,
+        on("dinov2", *parts, tokens="cls:2").row,
+        on("dinov2", *parts, tokens="cls:2", iterations=61).row,
+        on("dinov2", *parts, tokens="cls:2", train_batch_size=64).row,
     ]
     assert len({row.comparability for row in [usual, *different]}) == 8
     assert different[3].settings["token"] == "cls:2"
@@ -155,36 +155,36 @@ def test_classes_without_training_images_count_as_wrong(caplog: pytest.LogCaptur
     for protocol in QUICK:
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            row = on(train, strange, protocol).row
+            row = on(protocol, train, strange).row
         assert row.metrics["top1"].value == row.metrics["top5"].value == pytest.approx(24 / 30)
         assert row.settings["num_unknown_class"] == 6
         assert "6 of 30 test images are of 1 classes without training images (labels 1234)" in caplog.text
     # A class without test images is no matter.
     fewer = Features(test.features[test.labels != 4], test.labels[test.labels != 4])
-    assert on(train, fewer, "logistic").row.metrics["top1"].value == 1.0
+    assert on("logistic", train, fewer).row.metrics["top1"].value == 1.0
 
 
 def test_heads_that_diverge_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     train, test = features(60, seed=1), features(30, seed=2)
-    row = on(train, test, "dinov2", learning_rates=(0.1, 1e38)).row
+    row = on("dinov2", train, test, learning_rates=(0.1, 1e38)).row
     assert row.details["num_diverged"] == 1
     assert row.details["held_out"][1] == {"tokens": GIVEN, "learning_rate": 1e38, "top1": None}
     assert row.details["chosen"]["learning_rate"] == row.details["best_head_on_test"]["learning_rate"] == 0.1
     assert "1 of 2 heads diverged and are left out" in caplog.text
     with pytest.raises(TrainingError, match=r"all 2 heads diverged at learning rates 1e\+38 to 2e\+38"):
-        on(train, test, "dinov2", learning_rates=(1e38, 2e38))
+        on("dinov2", train, test, learning_rates=(1e38, 2e38))
 
 
 def test_a_class_of_one_image_is_learned_and_not_held_out(caplog: pytest.LogCaptureFixture) -> None:
     train, test = features(60, seed=1, noise=0.1), features(30, seed=2, noise=0.1)
     assert train.labels is not None
     kept = np.concatenate((np.flatnonzero(train.labels != 4), np.flatnonzero(train.labels == 4)[:1]))
-    row = on(Features(train.features[kept], train.labels[kept]), test, "logistic").row
+    row = on("logistic", Features(train.features[kept], train.labels[kept]), test).row
     assert "1 of 3 classes have a single training image" in caplog.text
     assert row.details["num_held_out"] == 4
     assert row.metrics["top1"].value > 0.9
     with pytest.raises(DataError, match="none of the 3 classes has two training images"):
-        on(Features(train.features[:3], train.labels[:3]), test, "dinov2")
+        on("dinov2", Features(train.features[:3], train.labels[:3]), test)
 
 
 GOOD = features(30, seed=1)
@@ -211,7 +211,7 @@ def test_features_that_cannot_be_evaluated_are_refused(
     train: Features, test: Features, words: str, protocol: str
 ) -> None:
     with pytest.raises(DataError, match=words):
-        on(train, test, protocol)
+        on(protocol, train, test)
 
 
 def test_protocols_and_choices_that_cannot_be_used_are_refused() -> None:

@@ -37,12 +37,14 @@ def minimum(features: np.ndarray, classes: np.ndarray, c: float) -> np.ndarray:
         return loss, (c * inputs.T @ probabilities + penalised).ravel()
 
     done = minimize(value, np.zeros(shape).ravel(), jac=True, method="BFGS", options={"gtol": 1e-6, "maxiter": 5000})
-    return inputs @ done.x.reshape(shape)
+    scores: np.ndarray = inputs @ done.x.reshape(shape)
+    return scores
 
 
 def probabilities(scores: np.ndarray) -> np.ndarray:
     exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
+    normalised: np.ndarray = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return normalised
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])

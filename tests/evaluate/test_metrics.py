@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from patchssl.errors import DataError
-from patchssl.evaluate.metrics import bootstrap_interval, knn_hits, two_way_interval
+from patchssl.evaluate.metrics import bootstrap_interval, class_hits, knn_hits, two_way_interval
 
 
 def slow_ranks(
@@ -193,3 +193,30 @@ def test_two_way_interval_of_one_row_is_that_of_its_columns(monkeypatch: pytest.
 def test_two_way_interval_of_nothing_or_nan_is_refused(values: np.ndarray, words: str) -> None:
     with pytest.raises(DataError, match=words):
         two_way_interval(values, seed=0)
+
+
+def test_class_hits_worked_by_hand() -> None:
+    scores = np.array([[3.0, 1.0, 2.0, 0.0, -1.0, -2.0, -3.0]] * 5)
+    hits = class_hits(scores, np.array([0, 2, 4, 5, 7]))
+    # The classes stand in the order 0, 2, 1, 3, 4, 5, 6; there is no class 7.
+    assert hits["top1"].tolist() == [True, False, False, False, False]
+    assert hits["top5"].tolist() == [True, True, True, False, False]
+
+
+def test_class_hits_equal_the_definition() -> None:
+    generator = np.random.default_rng(0)
+    scores = generator.integers(0, 6, (200, 9)).astype(np.float32)  # with many ties
+    targets = generator.integers(-2, 11, 200)
+    hits = class_hits(scores, targets)
+    for row, target, top1, top5 in zip(scores, targets, hits["top1"], hits["top5"], strict=True):
+        order = sorted(range(9), key=lambda name: (-row[name], name))
+        assert top1 == (order[0] == target)
+        assert top5 == (target in order[:5])
+
+
+def test_class_hits_of_few_classes_and_no_images() -> None:
+    hits = class_hits(np.array([[0.0, 1.0], [0.0, 1.0]]), np.array([0, -1]))
+    # All of two classes are among the first five, an unknown one never.
+    assert hits["top1"].tolist() == [False, False]
+    assert hits["top5"].tolist() == [True, False]
+    assert class_hits(np.empty((0, 3)), np.empty(0, np.int64))["top5"].shape == (0,)

@@ -86,8 +86,8 @@ def test_all_heads_together_equal_each_trained_alone_by_torch() -> None:
         torch.testing.assert_close(logits(heads, features)[:, :, head], expected, rtol=1e-4, atol=1e-5)
         correct = int((expected.argmax(1) == targets).sum())
         assert count_correct(heads, features, targets)[head] == correct
-        loss = nn.functional.cross_entropy(expected, targets).item()
-        assert mean_losses(heads, features, targets)[head] == pytest.approx(loss, rel=1e-4)
+        mean_loss = nn.functional.cross_entropy(expected, targets).item()
+        assert mean_losses(heads, features, targets)[head] == pytest.approx(mean_loss, rel=1e-4)
 
 
 def test_a_step_follows_the_gradient_of_the_summed_loss() -> None:
@@ -99,11 +99,10 @@ def test_a_step_follows_the_gradient_of_the_summed_loss() -> None:
         (features[:, slice(*columns)] @ weight + bias[group]).unflatten(1, (NUM_CLASSES, -1))
         for group, (columns, weight) in enumerate(zip(COLUMNS, before, strict=True))
     ]
-    loss = sum(
+    losses = [
         nn.functional.cross_entropy(answer[:, :, place], targets) for answer in answers for place in range(len(RATES))
-    )
-    assert isinstance(loss, Tensor)
-    loss.backward()
+    ]
+    torch.stack(losses).sum().backward()
     sgd_step(heads, features, targets, factor=0.25)
     for weight, start in zip(heads.weights, before, strict=True):
         assert start.grad is not None
