@@ -169,11 +169,12 @@ def linear(
     else:
         assert data is not None
         assert model is not None
-        scored = _score_model(
+        found = _score_model(
             data, model, protocol, options, model_options, compute, seed=seed, checkpoint=checkpoint, quiet=quiet
         )
-        if scored is None:
+        if found is None:
             return
+        scored = found
     print_row(scored.row, output_format)
     if not no_record:
         record(results, scored)
