@@ -51,7 +51,7 @@ def _rates(context: click.Context, option: click.Parameter, value: str | None) -
 
 @click.command()
 @click.argument("data", required=False, type=click.Path(path_type=Path))
-@click.option("--model", metavar="SPEC", help="RUN, FILE.pt, either with @random behind it, or timm:NAME@random.")
+@click.option("--model", metavar="SPEC", help="RUN, FILE, timm:NAME or torchvision:NAME; see patchssl inspect.")
 @click.option(
     "--train-features",
     type=click.Path(path_type=Path),
