@@ -14,6 +14,7 @@ from patchssl.recipes import SUITES, config_names, read_yaml, validate
 BUILTIN = "builtin"
 
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
+CropFraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class Task(Section):
@@ -96,6 +97,9 @@ class SuiteConfig(Section):
 
     data: str | None = Field(None, description="of tasks that name none")
     image_size: Count | None = Field(None, description="of tasks that name none, px; null: each model's own")
+    crop_fraction: CropFraction | None = Field(
+        None, description="side of the crop over the resized side, for all tasks; null: each model's own"
+    )
     builtin: Builtin = Builtin()
     tasks: tuple[Annotated[KnnTask | LinearTask, Field(discriminator="task")], ...]
 

@@ -119,7 +119,7 @@ def benchmark(
 
     The images are gone through once for each model, data set and image size, whatever the number of tasks. Each result
     is recorded as soon as it is there. When a task fails the others go on; at the end there is a line for each failure,
-    and the exit code is 1. --image-size holds for all tasks.
+    and the exit code is 1. --image-size and --crop-fraction hold for all tasks.
 
     \b
     Examples:
@@ -140,12 +140,17 @@ def benchmark(
     from patchssl.evaluate.suite_plan import open_data, plan, rows_by_key
 
     suite = _checked_suite(suite_source, places, model_options.image_size)
+    crop_fraction = model_options.crop_fraction or suite.crop_fraction
+    # For models to which a file's options do not apply, floors and untrained twins among them.
+    others = ModelOptions(preprocess=model_options.preprocess)
     groups = plan(suite.resolved())
     sources, failures = open_data(groups, lambda key: _open(key, suite, places))
     setting = Setting(
         suite=suite_name(suite_source),
         sources=sources,
-        load=lambda spec: options.get(spec, ModelOptions()).load(spec, device=compute.device, seed=seed),
+        load=lambda spec: replace(options.get(spec, others), crop_fraction=crop_fraction).load(
+            spec, device=compute.device, seed=seed
+        ),
         extract=_extractor(compute, quiet=quiet),
         compute=_facts(compute, seed, quiet=quiet),
         cost=_measurer(compute) if cost else None,

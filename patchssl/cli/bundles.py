@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ class ModelOptions:
         num_heads: the same for the number of heads.
         allow_partial: accept a file that does not fill the network.
         preprocess: `protocol` for the geometry of the named protocols, `model` for the model's own.
+        crop_fraction: side of the crop over the resized side; None for what `preprocess` gives.
     """
 
     checkpoint_key: str | None = None
@@ -47,6 +48,7 @@ class ModelOptions:
     num_heads: int | None = None
     allow_partial: bool = False
     preprocess: str = "protocol"
+    crop_fraction: float | None = None
 
     def check(self, spec: str) -> None:
         """Refuse options that have no meaning for a SPEC, before anything is read."""
@@ -73,6 +75,8 @@ class ModelOptions:
         )
         if self.preprocess == "protocol":
             backbone = backbone.with_protocol_geometry()
+        if self.crop_fraction is not None:
+            backbone = replace(backbone, preprocess=backbone.preprocess.with_crop_fraction(self.crop_fraction))
         return backbone if self.image_size is None else backbone.at_size(self.image_size)
 
 
@@ -142,6 +146,13 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
             metavar="N",
             show_default="as --preprocess says",
             help="Side of the crop in pixels; the resized side changes in proportion.",
+        ),
+        click.option(
+            "--crop-fraction",
+            type=click.FloatRange(min=0, max=1, min_open=True),
+            metavar="F",
+            show_default="as --preprocess says",
+            help="Side of the crop over that of the resized image: 0.875 is 224 of 256, 1 leaves the margin in.",
         ),
     )
     return _bundle(function, options, "model_options", ModelOptions)
@@ -235,6 +246,7 @@ OF_IMAGES = (
     "allow_partial",
     "preprocess",
     "image_size",
+    "crop_fraction",
     "device",
     "precision",
     "workers",

@@ -51,3 +51,9 @@ def test_long_strips_need_no_gigabytes() -> None:
     crop = Preprocess(image_px=224, resize_px=256).crop(Image.fromarray(strip))
     assert crop.shape == (3, 224, 224)
     assert (crop == 200).all()
+
+
+def test_crop_fractions() -> None:
+    base = Preprocess(image_px=224, resize_px=256)
+    assert [base.with_crop_fraction(fraction).resize_px for fraction in (0.875, 1.0, 0.9)] == [256, 224, 248]
+    assert base.with_crop_fraction(1.0).at_size(32).resize_px == 32
