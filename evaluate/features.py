@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchssl.atomic import replacing
 from patchssl.errors import DataError
 from patchssl.evaluate.results import canonical_hash
 
@@ -102,21 +101,11 @@ def save_features(path: Path, features: Features) -> None:
     if features.ids is not None:
         arrays["ids"] = features.ids.astype(np.str_)
     arrays["meta"] = np.array(json.dumps(dict(features.meta), sort_keys=True))
-    temporary: str | None = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-        temporary = None
     except OSError as error:
         raise DataError(f"features cannot be written to {path}: {error.strerror or error}") from None
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def load_features(path: Path) -> Features:

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchssl.atomic import replacing
 from patchssl.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -211,20 +211,12 @@ def _write_outcomes(path: Path, outcomes: Outcomes) -> None:
     arrays: dict[str, NDArray[Any]] = {f"values/{name}": values for name, values in outcomes.values.items()}
     if outcomes.ids is not None:
         arrays["ids"] = outcomes.ids
-    temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
+        with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-        temporary = None
     except OSError as error:
         raise DataError(f"outcomes cannot be written to {path}: {error.strerror}; choose another folder") from None
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def read_outcomes(directory: Path, row: Row) -> Outcomes | None:

@@ -11,11 +11,8 @@ import hashlib
 import json
 import logging
 import mmap
-import os
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from patchssl.atomic import replacing
 from patchssl.errors import DataError
 from patchssl.evaluate.results import canonical_hash
 
@@ -129,7 +127,7 @@ class Shelf:
         folder.mkdir(parents=True, exist_ok=True)
         told = self.folder / "origin.json"
         if not told.exists():
-            with _replacing(told) as temporary:
+            with replacing(told) as temporary:
                 temporary.write_text(json.dumps(dict(self.key), indent=2, sort_keys=True), encoding="utf-8")
 
     def sweep(self) -> None:
@@ -147,7 +145,7 @@ def _write(path: Path, shard: Shard) -> None:
     features = np.ascontiguousarray(shard.features, dtype=np.float32)
     indices = np.ascontiguousarray(shard.indices, dtype=np.int64)
     metadata = {"unreadable": unreadable, "sha256": _checksum(features, indices, unreadable)}
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         save_file({"features": features, "indices": indices}, temporary, metadata=metadata)
 
 
@@ -187,22 +185,3 @@ def _checksum(features: NDArray[np.float32], indices: NDArray[np.int64], unreada
         digest.update(array.reshape(-1).view(np.uint8).data)
     digest.update(unreadable.encode())
     return digest.hexdigest()
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a name beside the path to write to; afterwards it is on disk and takes the path's place, or is gone."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    temporary = Path(name)
-    try:
-        os.close(handle)
-        yield temporary
-        handle = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from patchssl.atomic import replacing
 from patchssl.errors import CheckpointError
 
 FORMAT = 1
@@ -30,21 +30,13 @@ def written_whole(path: Path, *, then: str = "go on with --resume") -> Iterator[
     Raises:
         CheckpointError: the disk is full or cannot be written; what stood at the path before stays.
     """
-    temporary = path.with_name(f".{path.name}.part")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     # Torch wraps a failed write of the file underneath into a RuntimeError.
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         reason = _write_error(error)
         raise CheckpointError(f"cannot save {path}: {reason}; free some space and {then}") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def save_checkpoint(folder: Path, content: Mapping[str, Any], *, step: int, keep_last: int) -> Path:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from patchssl import ranks
-from patchssl.backbones import Backbone, load_backbone
+from patchssl.backbones import Backbone, Preprocess, load_backbone
 from patchssl.data.decode import UnreadableImage
 from patchssl.data.images import ArraySource, FileSource
 from patchssl.data.synth.classes import class_images, draw_class_image
@@ -62,7 +62,8 @@ class Noise:
 
 @pytest.fixture(scope="module")
 def vit() -> Backbone:
-    return load_backbone("timm:vit_tiny_patch16_224@random").at_size(32)
+    backbone = load_backbone("timm:vit_tiny_patch16_224@random").at_size(32)
+    return replace(backbone, preprocess=Preprocess(image_px=32, resize_px=36))
 
 
 @pytest.fixture
@@ -138,6 +139,7 @@ def test_an_interrupted_extraction_goes_on_with_the_missing_shards(
 
 def a_norm_of_another_epsilon(vit: Backbone) -> Backbone:
     other = load_backbone("timm:vit_tiny_patch16_224@random").at_size(32)
+    other = replace(other, preprocess=vit.preprocess)
     network: Any = other.network
     network.norm.eps = 0.5
     assert other.weights_sha256 == vit.weights_sha256
