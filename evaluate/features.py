@@ -202,11 +202,15 @@ def dataset_of(train: Features | None, test: Features) -> dict[str, Any]:
         "name": about.get("name", unnamed),
         "path_name": about.get("path_name", unnamed),
         "num_images": sum(map(len, splits.values())),
-        "num_classes": 0 if learned.labels is None else len(np.unique(learned.labels)),
+        "num_classes": meta_part(learned, "dataset").get("num_classes", _num_classes(learned)),
         "fingerprint": canonical_hash(prints),
         "splits": {name: len(part) for name, part in splits.items()},
         "num_unreadable": sum(part.get("num_unreadable", 0) for part in parts.values()),
     }
+
+
+def _num_classes(part: Features) -> int:
+    return 0 if part.labels is None else len(np.unique(part.labels))
 
 
 def meta_part(features: Features, name: str) -> dict[str, Any]:

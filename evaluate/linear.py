@@ -237,11 +237,13 @@ def _targets(train: NDArray[np.int64] | None, test: NDArray[np.int64] | None) ->
 
 def _without_pixels(source: ImageSource, backbone: Backbone) -> Features:
     """What a row tells of training images whose features change with every epoch: their number, labels and origin."""
+    num_classes = 0 if source.labels is None else len(np.unique(source.labels))
+    dataset = {"fingerprint": source.fingerprint(), "num_unreadable": 0, "num_classes": num_classes}
     return Features(
         np.empty((len(source), 0), dtype=np.float32),
         source.labels,
         np.array([str(name) for name in source.ids], dtype=np.str_),
-        {"model": backbone.facts(), "dataset": {"fingerprint": source.fingerprint(), "num_unreadable": 0}},
+        {"model": backbone.facts(), "dataset": dataset},
     )
 
 

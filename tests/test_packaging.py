@@ -23,6 +23,7 @@ DATA_FOLDERS = ["patchssl.configs", "patchssl.results"]
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "faiss": "faiss-cpu",
+    "huggingface_hub": "huggingface-hub",
     "lightning_fabric": "lightning-fabric",
     "sklearn": "scikit-learn",
     "yaml": "PyYAML",

@@ -124,8 +124,9 @@ def test_images_and_an_untrained_model_give_a_whole_row(
     assert lines == [row, again]
     for record in (row, again):
         del record["created"], record["seconds"]
-    assert row.pop("details") == {"num_stored": {"train": 0, "test": 0}}
-    assert again.pop("details") == {"num_stored": {"train": 12, "test": 6}}
+    found = {"chance": {"top1@k10": 0.5, "top5@k10": 1.0}, "num_test_in_train": 0}
+    assert row.pop("details") == {"num_stored": {"train": 0, "test": 0}, **found}
+    assert again.pop("details") == {"num_stored": {"train": 12, "test": 6}, **found}
     assert row == again
 
 
@@ -155,7 +156,7 @@ def test_unreadable_images_are_listed_and_counted_up_to_the_limit(
         (["DATA", "--train-features", "a.npz", "--test-features", "b.npz"], "not both"),
         (["--model", TINY, "--train-features", "a.npz", "--test-features", "b.npz"], "not both"),
         (["--train-features", "a", "--test-features", "b", "--image-size", "32"], "--image-size change nothing"),
-        (["DATA", "--model", TINY, "--checkpoint-key", "student"], "has none"),
+        (["DATA", "--model", TINY, "--checkpoint-key", "student"], "names none"),
         (["DATA", "--model", TINY, "--k", "10,x"], "'10,x' is no list of whole numbers"),
         (["DATA", "--model", TINY, "--k", "10,0"], "each must be at least 1"),
         (["DATA", "--model", TINY, "--k", ""], "is no list of whole numbers"),
@@ -188,7 +189,7 @@ def test_bad_inputs_are_told_in_one_line(
         (["eval", "knn", *features, "--k", "601"], "k is 601; allowed: 1 to 600"),
         (["eval", "knn", *features, "--temperature", "nan"], "temperature is nan"),
         (["eval", "knn", str(tmp_path / "none"), "--model", TINY], "does not exist"),
-        (["eval", "knn", str(images), "--model", "timm:vit_tiny_patch16_224"], "not supported yet"),
+        (["eval", "knn", str(images), "--model", "timm:vit_tiny_patch16_224"], "give timm:vit_tiny_patch16_224@FILE"),
         (["eval", "knn", str(images), "--model", TINY, "--image-size", "33"], "not a multiple of the patch size 16"),
         (["eval", "knn", "--train-features", "none.npz", "--test-features", "none.npz"], "no feature file none.npz"),
     ]

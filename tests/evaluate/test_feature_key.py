@@ -39,7 +39,7 @@ def test_every_field_of_the_preprocessing_counts_even_one_that_is_new(vit: Backb
 
     old = vit.preprocess
     newer = Newer(**vars(old))
-    others = [replace(old, image_px=48), replace(old, resize_px=33), replace(old, mean=(0.0, 0.0, 0.1))]
+    others = [replace(old, image_px=16), replace(old, resize_px=33), replace(old, mean=(0.0, 0.0, 0.1))]
     others += [replace(old, std=(1.0, 1.0, 0.5)), newer, replace(newer, antialias=False)]
     assert len({key(preprocess) for preprocess in (old, *others)}) == 7
 
