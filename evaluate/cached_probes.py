@@ -75,11 +75,12 @@ def sweep(
     held = hold_out(targets.train, options["val_fraction"], seed=seed)
     features, classes = _tensors(train, targets.train)
     heads = _trained(features, classes, np.flatnonzero(~held), len(targets.classes), sets, options, device, seed)
-    finite = converged(heads)
     named = [{"tokens": name, "learning_rate": rate} for name in sets for rate in options["learning_rates"]]
     rows = torch.from_numpy(held)
-    held_out = np.where(finite, count_correct(heads, features[rows], classes[rows]) / held.sum(), -1.0)
     losses = mean_losses(heads, features[rows], classes[rows])
+    # Weights may be finite and so large that a loss is not.
+    finite = converged(heads) & np.isfinite(losses)
+    held_out = np.where(finite, count_correct(heads, features[rows], classes[rows]) / held.sum(), -1.0)
     test_features, test_targets = _tensors(test, targets.test)
     on_test = np.where(finite, count_correct(heads, test_features, test_targets), -1)
     chosen, best_on_test = int(np.lexsort((losses, -held_out))[0]), int(on_test.argmax())
