@@ -151,7 +151,7 @@ def test_unreadable_images_are_listed_and_counted_up_to_the_limit(
         (["DATA", "--train-features", "a.npz", "--test-features", "b.npz"], "not both"),
         (["--model", TINY, "--train-features", "a.npz", "--test-features", "b.npz"], "not both"),
         (["--train-features", "a", "--test-features", "b", "--image-size", "32"], "--image-size change nothing"),
-        (["DATA", "--model", TINY, "--checkpoint-key", "student"], "has none"),
+        (["DATA", "--model", TINY, "--checkpoint-key", "student"], "names none"),
         (["DATA", "--model", TINY, "--k", "10,x"], "'10,x' is no list of whole numbers"),
         (["DATA", "--model", TINY, "--k", "10,0"], "each must be at least 1"),
         (["DATA", "--model", TINY, "--k", ""], "is no list of whole numbers"),
@@ -174,7 +174,7 @@ def test_bad_inputs_are_told_in_one_line(
         (["eval", "knn", *features, "--k", "601"], "k is 601; allowed: 1 to 600"),
         (["eval", "knn", *features, "--temperature", "nan"], "temperature is nan"),
         (["eval", "knn", str(tmp_path / "none"), "--model", TINY], "does not exist"),
-        (["eval", "knn", str(images), "--model", "timm:vit_tiny_patch16_224"], "not supported yet"),
+        (["eval", "knn", str(images), "--model", "timm:vit_tiny_patch16_225"], "the nearest are"),
         (["eval", "knn", str(images), "--model", TINY, "--image-size", "33"], "not a multiple of the patch size 16"),
         (["eval", "knn", "--train-features", "none.npz", "--test-features", "none.npz"], "no feature file none.npz"),
     ]
