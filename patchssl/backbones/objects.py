@@ -64,7 +64,7 @@ def _described(network: nn.Module, arch: str | None) -> tuple[nn.Module, dict[st
         own.reset_classifier(0)
         return own, timm_describe.describe(own)
     if type(network).__module__.startswith("torchvision.models"):
-        name = arch or _name_of(network)
+        name = _known(arch) if arch is not None else _name_of(network)
         if type(network).__name__ in PARTS:
             remove_classifier(own)
             return own, torchvision_describe.describe(own, name)
@@ -72,6 +72,12 @@ def _described(network: nn.Module, arch: str | None) -> tuple[nn.Module, dict[st
         f"{type(network).__name__} is no classification network of timm or torchvision; give a reader, "
         "with preprocess, dim and patch_px"
     )
+
+
+def _known(arch: str) -> str:
+    if arch not in models.list_models(module=models):
+        raise ConfigError(f"{arch!r} is no classification network of torchvision")
+    return arch
 
 
 def _name_of(network: nn.Module) -> str:

@@ -1,10 +1,10 @@
 """Which weights of a file found their place in a network."""
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from patchssl.errors import CheckpointError
@@ -84,8 +84,10 @@ def fill(
     partial = bool(report.missing or report.unexpected or report.reshaped)
     if not matched or (partial and not allow_partial):
         raise CheckpointError(_told(report, wanted, weights, origin=origin, arch=arch, advice=advice))
-    with torch.no_grad():
-        network.load_state_dict(matched, strict=False)
+    state = OrderedDict(matched)
+    # Modules read from it which layout a state has; names and shapes have just shown that it is theirs.
+    state._metadata = wanted._metadata  # type: ignore[attr-defined]
+    network.load_state_dict(state, strict=False)
     return LoadReport(**{name: getattr(report, name) for name in report.__slots__} | {"partial": partial})
 
 

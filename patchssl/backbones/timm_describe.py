@@ -57,6 +57,11 @@ def has_class_token(network: Any) -> bool:
     return getattr(network, "attn_pool", None) is None and not pools_after
 
 
+def is_plain_vit(network: Any) -> bool:
+    """Whether a network is one grid of patches from end to end, so that it means the same at any size."""
+    return hasattr(network, "blocks") and hasattr(getattr(network, "patch_embed", None), "feat_ratio")
+
+
 def preprocessing(network: Any) -> Preprocess:
     """The geometry and colours of timm's data configuration.
 
@@ -110,7 +115,7 @@ def _positions(network: Any) -> str | None:
 
 
 def _sizes(network: Any, cell_px: int, native_px: int) -> Sizes:
-    of_patches = hasattr(network, "blocks") and hasattr(getattr(network, "patch_embed", None), "feat_ratio")
+    of_patches = is_plain_vit(network)
     multiple = cell_px if of_patches else 1
     if getattr(network, "dynamic_img_size", False) or not network.pretrained_cfg.get("fixed_input_size", False):
         return Sizes(multiple_px=multiple, min_px=cell_px, trial=not of_patches)
@@ -123,7 +128,11 @@ def _sizes(network: Any, cell_px: int, native_px: int) -> Sizes:
 
 
 def _rebuilt(network: nn.Module, image_px: int) -> nn.Module:
-    """A copy for another size."""
+    """A copy for another size, by timm; the windows of a Swin Transformer stay as large as they are."""
     rebuilt: Any = copy.deepcopy(network)
-    rebuilt.set_input_size(img_size=(image_px, image_px))
+    settings: dict[str, Any] = {"img_size": (image_px, image_px)}
+    if type(network).__name__.startswith("SwinTransformer"):
+        sizes = (getattr(module, "window_size", None) for module in network.modules())
+        settings["window_size"] = next(size for size in sizes if isinstance(size, tuple))
+    rebuilt.set_input_size(**settings)
     return rebuilt.requires_grad_(False)  # type: ignore[no-any-return]

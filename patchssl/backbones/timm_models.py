@@ -20,7 +20,7 @@ from patchssl.backbones.remote import impatient
 from patchssl.backbones.report import LoadReport, fill
 from patchssl.backbones.spec import ModelSpec
 from patchssl.backbones.timm_convert import Converted, convert
-from patchssl.backbones.timm_describe import describe
+from patchssl.backbones.timm_describe import describe, is_plain_vit
 from patchssl.errors import CheckpointError, ConfigError
 
 _IMAGE_PX, _RESIZE_PX = 224, 256
@@ -94,15 +94,14 @@ def build(name: str, *, seed: int = 0, pretrained: bool = False) -> Any:
     Raises:
         ConfigError: timm does not know the name.
     """
-    # Names that timm would look up elsewhere, such as hf-hub:…, are unknown to is_model and stop here.
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"; the nearest are {', '.join(near)}" if near else "; timm.list_models() lists them"
-        raise ConfigError(f"timm {timm.__version__} knows no architecture {name!r}{hint}")
+    check_name(name)
     settings: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0}
     with fresh_weights(seed):
         try:
-            return timm.create_model(name, dynamic_img_size=True, **settings)
+            network = timm.create_model(name, dynamic_img_size=True, **settings)
+            # Windows that are found in the pass are not those that a network built for the size would have.
+            if is_plain_vit(network):
+                return network
         except TypeError as error:
             if "dynamic_img_size" not in str(error):
                 raise
@@ -113,8 +112,27 @@ def build(name: str, *, seed: int = 0, pretrained: bool = False) -> Any:
             raise ConfigError(f"timm cannot build {name!r}: {error}") from None
 
 
+def check_name(name: str) -> None:
+    """Make sure that timm knows an architecture and its tag.
+
+    Raises:
+        ConfigError: it does not; the message names the nearest.
+    """
+    # Names that timm would look up elsewhere, such as hf-hub:…, are unknown to is_model and stop here.
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; the nearest are {', '.join(near)}" if near else "; timm.list_models() lists them"
+        raise ConfigError(f"timm {timm.__version__} knows no architecture {name!r}{hint}")
+    try:
+        get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = ", ".join(timm.models.get_arch_pretrained_cfgs(name))
+        raise ConfigError(f"timm {timm.__version__} cannot tell {name!r} ({error}); it knows {tags}") from None
+
+
 def _pretrained(name: str) -> nn.Module:
-    config = get_pretrained_cfg(name) if timm.is_model(name) else None
+    check_name(name)
+    config = get_pretrained_cfg(name)
     if config is not None and not (config.hf_hub_id or config.url):
         raise CheckpointError(
             f"timm has no pretrained weights of {name!r}; take timm:{name}@random, or timm:{name}@FILE with your own"

@@ -20,7 +20,7 @@ def describe(network: Any, name: str) -> dict[str, Any]:
         network: of torchvision.
         name: of its architecture, which tells the preprocessing.
     """
-    preprocess = preprocessing(name)
+    preprocess = preprocessing(name, getattr(network, "image_size", None))
     common = {"family": "torchvision", "arch": name, "preprocess": preprocess}
     if isinstance(network, models.VisionTransformer):
         patch_px = network.patch_size
@@ -50,16 +50,24 @@ def describe(network: Any, name: str) -> dict[str, Any]:
     }
 
 
-def preprocessing(name: str) -> Preprocess:
-    """The geometry and colours of the transforms that come with an architecture's default weights."""
-    transforms = models.get_model_weights(name).DEFAULT.transforms()
-    return Preprocess(
+def preprocessing(name: str, image_px: int | None = None) -> Preprocess:
+    """The geometry and colours of the transforms that come with an architecture's weights.
+
+    Args:
+        name: of the architecture.
+        image_px: of the weights for this size, where there are some; None for the default weights.
+    """
+    weights = models.get_model_weights(name)
+    choices = [entry.transforms() for entry in (weights.DEFAULT, *weights)]
+    transforms = next((entry for entry in choices if image_px in (None, entry.crop_size[0])), choices[0])
+    preprocess = Preprocess(
         image_px=transforms.crop_size[0],
         resize_px=transforms.resize_size[0],
         mean=tuple(transforms.mean),
         std=tuple(transforms.std),
         interpolation=transforms.interpolation.value,
     )
+    return preprocess if image_px is None else preprocess.at_size(image_px)
 
 
 def _probe(network: nn.Module, side: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Architectures of torchvision: untrained, pretrained, or with the weights of a file."""
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +19,11 @@ from patchssl.backbones.reading import read_file
 from patchssl.backbones.remote import impatient, is_reachable
 from patchssl.backbones.report import LoadReport, fill
 from patchssl.backbones.spec import ModelSpec
-from patchssl.backbones.torchvision_describe import describe
+from patchssl.backbones.torchvision_describe import describe, preprocessing
 from patchssl.backbones.torchvision_readers import parts_of, remove_classifier
 from patchssl.errors import CheckpointError, ConfigError
 
+_POSITIONS = "encoder.pos_embedding"
 # Networks that torchvision ported with weights made for other colours; it turns them in the network.
 _OTHER_COLOURS = ("googlenet", "inception_v3")
 _OLD_DENSE = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d\.)")
@@ -43,7 +45,7 @@ def load_torchvision(spec: ModelSpec, options: LoadOptions) -> Backbone:
     if spec.weights is not None:
         return _of_file(spec, options)
     options.refuse("checkpoint_key", "allow_partial", spec=spec.text, reason="it names no file")
-    network = build(spec.name, seed=options.seed) if spec.random else _pretrained(spec.name)
+    network = _fresh(spec.name, options.seed) if spec.random else _pretrained(spec.name)
     load = None if spec.random else LoadReport(matched=tuple(network.state_dict()))
     return Backbone.of(network, spec=spec.text, load=load, **describe(network, spec.name))
 
@@ -54,21 +56,35 @@ def names() -> list[str]:
     return found
 
 
-def build(name: str, *, seed: int = 0, weights: Any = None) -> nn.Module:
+def build(name: str, *, seed: int = 0, weights: Any = None, image_px: int | None = None) -> nn.Module:
     """Build an architecture without its classifier.
 
     Args:
         name: of the architecture.
         seed: of fresh weights.
         weights: torchvision's, or None.
+        image_px: side that a ViT is built for; None where the weights or the architecture tell.
     """
     settings: dict[str, Any] = {}
     if name in _OTHER_COLOURS and weights is None:
         settings = {"transform_input": True, "init_weights": True}
+    if image_px is not None:
+        settings["image_size"] = image_px
     with fresh_weights(seed):
         network: nn.Module = models.get_model(name, weights=weights, **settings)
     remove_classifier(network)
     return network
+
+
+def _fresh(name: str, seed: int, positions: Tensor | None = None) -> nn.Module:
+    """A network with fresh weights; a ViT for the grid of a file, or for the size of its default weights."""
+    if not name.startswith("vit_"):
+        return build(name, seed=seed)
+    native_px = preprocessing(name).image_px
+    if positions is None:
+        return build(name, seed=seed, image_px=native_px)
+    patch_px = int(name.rpartition("_")[2])
+    return build(name, seed=seed, image_px=math.isqrt(positions.shape[1] - 1) * patch_px)
 
 
 def _pretrained(name: str) -> nn.Module:
@@ -91,7 +107,7 @@ def _of_file(spec: ModelSpec, options: LoadOptions) -> Backbone:
     origin = str(spec.weights)
     assert spec.weights is not None
     chosen = pick_network(read_file(spec.weights), options.checkpoint_key, origin)
-    network = build(spec.name, seed=options.seed)
+    network = _fresh(spec.name, options.seed, chosen.weights.get(_POSITIONS))
     weights, dropped = _remap(chosen.weights, network)
     load = fill(
         network,

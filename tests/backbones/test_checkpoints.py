@@ -36,7 +36,7 @@ HEAD = {"head.mlp.0.weight": torch.zeros(1)}
         {"teacher": {"backbone.cls_token": torch.tensor(1.0)} | {
             "backbone.blocks.0._checkpoint_wrapped_module.attn.qkv.weight": torch.tensor(1.0)
         }},
-        under("teacher.backbone.") | under("student.backbone.", 2.0) | {"teacher.dino_head.mlp.0.weight": torch.ones(1)},
+        under("teacher.backbone.") | under("student.backbone.", 2.0) | {"teacher.dino_head.mlp.0": torch.ones(1)},
         {"model": under("teacher.backbone.")},
         {"model_ema": flat(), "model": flat(2.0)},
         {"state_dict": flat(2.0), "state_dict_ema": flat()},

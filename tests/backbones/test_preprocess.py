@@ -6,6 +6,7 @@ from torchvision.transforms.functional import center_crop, normalize, resize, to
 from torchvision.transforms.transforms import InterpolationMode
 
 from patchssl.backbones.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from patchssl.errors import ConfigError
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -25,6 +26,28 @@ def test_equals_torchvision(size: tuple[int, int], sides: tuple[int, int]) -> No
         list(IMAGENET_STD),
     )
     torch.testing.assert_close(preprocess.normalise(preprocess.crop(image)[None])[0], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"])
+def test_every_interpolation_equals_torchvisions(interpolation: str) -> None:
+    preprocess = Preprocess(image_px=32, resize_px=36, interpolation=interpolation)
+    expected = center_crop(resize(noise(70, 50), 36, InterpolationMode(interpolation)), 32)
+    assert np.array_equal(preprocess.crop(noise(70, 50)).permute(1, 2, 0).numpy(), np.array(expected))
+    assert preprocess.resize == f"{interpolation}, shorter side"
+
+
+def test_squash_takes_the_whole_image() -> None:
+    preprocess = Preprocess(image_px=32, resize_px=32, squash=True)
+    expected = resize(noise(70, 50), [32, 32], InterpolationMode.BICUBIC)
+    assert np.array_equal(preprocess.crop(noise(70, 50)).permute(1, 2, 0).numpy(), np.array(expected))
+    assert preprocess.resize == "bicubic, both sides"
+
+
+def test_what_cannot_be_done_is_refused() -> None:
+    with pytest.raises(ConfigError, match="interpolation 'random' is unknown; allowed: nearest, bilinear"):
+        Preprocess(image_px=32, resize_px=36, interpolation="random")
+    with pytest.raises(ConfigError, match="a crop of 37 px cannot be cut out of 36 px"):
+        Preprocess(image_px=37, resize_px=36)
 
 
 def test_crop_by_hand() -> None:

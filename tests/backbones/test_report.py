@@ -50,7 +50,7 @@ def test_a_single_missing_or_superfluous_weight_is_enough(name: str) -> None:
     before = {key: value.clone() for key, value in network.state_dict().items()}
     with pytest.raises(CheckpointError, match=f"1 missing .{name}."):
         fill(network, without(name), **WANTED)
-    with pytest.raises(CheckpointError, match="1 unexpected .x."):
+    with pytest.raises(CheckpointError, match=r"1 unexpected .x."):
         fill(network, {**WHOLE, "x": torch.zeros(1)}, **WANTED)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 

@@ -11,7 +11,7 @@ from patchssl.backbones import load_backbone
 from patchssl.backbones.protocol import fresh_weights, hash_weights
 from patchssl.backbones.vit import build_vit
 from patchssl.config import Config
-from patchssl.errors import CheckpointError
+from patchssl.errors import CheckpointError, ConfigError
 
 SETTINGS: dict[str, Any] = {
     "model": {
@@ -99,10 +99,18 @@ def test_weights_that_do_not_fit_are_counted_and_named(tmp_path: Path) -> None:
     content["teacher"]["backbone.extra"] = torch.zeros(1)
     content["teacher"]["backbone.cls_token"] = torch.zeros(1, 1, 25)
     torch.save(content, path)
-    words = r"1 missing \(norm.weight\); 1 unexpected \(extra\); 1 of another shape \(cls_token\)"
+    words = (
+        r"1 missing \(norm.weight\); 1 unexpected \(extra\); "
+        r"1 of another shape \(cls_token: 1x1x25 in the file, 1x1x24 here\)"
+    )
     with pytest.raises(CheckpointError, match=words):
         load_backbone(str(path))
-    assert load_backbone(str(path), checkpoint_key="student").dim == 24
+    partial = load_backbone(str(path), allow_partial=True)
+    assert partial.facts()["load"]["partial"]
+    student = load_backbone(str(path), checkpoint_key="student")
+    assert student.load is not None
+    assert (student.load.missing, student.load.unexpected, student.load.partial) == ((), (), False)
+    assert student.load.dropped == ("cls_head.mlp.0.weight", "patch_head.mlp.0.weight")
     assert load_backbone(f"{path}@random").dim == 24
 
 
@@ -113,9 +121,9 @@ def changed(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (changed(kind="other"), "is no checkpoint of patchssl; it holds: format, kind, step"),
-        ({"model": {}}, "is no checkpoint of patchssl; it holds: model"),
-        ([1, 2], "is no checkpoint of patchssl; it holds: list"),
+        (changed(kind="other"), "is a ViT of width 24, and no weight tells how many heads"),
+        ({"model": {}}, "holds no weights; it holds: model"),
+        ([1, 2], "holds a list, no weights by name"),
         (changed(format=2), "has format 2; this version reads format 1"),
         (changed(teacher=None), "is incomplete: it lacks teacher"),
         (changed(config={}), "configuration that cannot be used"),
@@ -135,7 +143,7 @@ def test_damaged_files_are_told(kept: float, tmp_path: Path) -> None:
     torch.save(checkpoint(), path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole)) if kept < 1 else int(kept)])
-    with pytest.raises(CheckpointError, match="damaged, truncated or no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"is cut, damaged or no weight file|is empty"):
         load_backbone(str(path))
 
 
@@ -149,9 +157,29 @@ class Harm:
 def test_no_code_of_a_file_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "c.pt"
     torch.save({"kind": "patchssl-pretrain", "harm": Harm()}, path)
-    with pytest.raises(CheckpointError, match="damaged, truncated or no checkpoint"):
+    with pytest.raises(CheckpointError, match="reading it would call print, so it is refused"):
         load_backbone(str(path))
     assert capsys.readouterr().out == ""
+
+
+def test_of_a_folder_only_runs_are_read(run: Path) -> None:
+    torch.save({"model": {}}, run / "checkpoints" / "latest")
+    with pytest.raises(CheckpointError, match="is no checkpoint of patchssl; it holds: model"):
+        load_backbone(str(run))
+    with pytest.raises(CheckpointError, match="is no checkpoint of patchssl"):
+        load_backbone(f"{run / 'checkpoints' / 'latest'}@random")
+
+
+def test_runs_keep_their_geometry_and_refuse_what_changes_nothing(run: Path) -> None:
+    backbone = load_backbone(str(run))
+    assert backbone.with_protocol_geometry() is backbone
+    assert (backbone.num_heads, backbone.num_registers, backbone.positions) == (2, 0, "timm")
+    for options in ({"arch": "vit_tiny"}, {"num_heads": 3}):
+        with pytest.raises(ConfigError, match=r"changes nothing about .* the run's configuration tells"):
+            load_backbone(str(run), **options)  # type: ignore[arg-type]
+    for options in ({"checkpoint_key": "student"}, {"allow_partial": True}):
+        with pytest.raises(ConfigError, match=r"changes nothing about .*@random: its weights are fresh"):
+            load_backbone(f"{run}@random", **options)  # type: ignore[arg-type]
 
 
 def test_unknown_checkpoint_keys_are_refused(run: Path) -> None:

@@ -53,8 +53,8 @@ def run(spec: str) -> str:
     geometry = backbone.with_protocol_geometry().preprocess
     return (
         f"{spec:55s} cls {backbone.dim:5d} {backbone.pooling:9s} patches {tuple(together.patches.shape[1:])!s:14s} "
-        f"grid {together.grid!s:10s} cell {backbone.patch_px:3d} px, blocks {backbone.num_blocks:2d}, {side} px, protocol "
-        f"{geometry.image_px} px, {time.perf_counter() - start:.1f} s"
+        f"grid {together.grid!s:10s} cell {backbone.patch_px:3d} px, blocks {backbone.num_blocks:2d}, {side} px, "
+        f"protocol {geometry.image_px} px, {time.perf_counter() - start:.1f} s"
     )
 
 

@@ -189,7 +189,7 @@ def test_bad_inputs_are_told_in_one_line(
         (["eval", "knn", *features, "--k", "601"], "k is 601; allowed: 1 to 600"),
         (["eval", "knn", *features, "--temperature", "nan"], "temperature is nan"),
         (["eval", "knn", str(tmp_path / "none"), "--model", TINY], "does not exist"),
-        (["eval", "knn", str(images), "--model", "timm:vit_tiny_patch16_224"], "give timm:vit_tiny_patch16_224@FILE"),
+        (["eval", "knn", str(images), "--model", "timm:vit_tiny_patch16_225"], "the nearest are"),
         (["eval", "knn", str(images), "--model", TINY, "--image-size", "33"], "not a multiple of the patch size 16"),
         (["eval", "knn", "--train-features", "none.npz", "--test-features", "none.npz"], "no feature file none.npz"),
     ]
