@@ -20,6 +20,7 @@ else:
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "faiss": "faiss-cpu",
+    "huggingface_hub": "huggingface-hub",
     "lightning_fabric": "lightning-fabric",
     "sklearn": "scikit-learn",
     "yaml": "PyYAML",
