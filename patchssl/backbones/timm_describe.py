@@ -49,7 +49,7 @@ def has_class_token(network: Any) -> bool:
 
     Networks that have one and pool patches for their classifier, as BEiT does, count by what they pool.
     """
-    if getattr(network, "cls_token", None) is None or not hasattr(network, "blocks"):
+    if getattr(network, "cls_token", None) is None or not is_plain_vit(network):
         return False
     if "return_prefix_tokens" not in inspect.signature(network.forward_intermediates).parameters:
         return False
