@@ -75,7 +75,7 @@ PROTOCOLS: Mapping[str, LinearProtocol] = MappingProxyType(
             LinearProtocol(
                 name="logistic",
                 needs_images=False,
-                features=_BY_WIDTH,
+                features="class token of the last block",
                 augmentation="none (one feature pass)",
                 selection="C with the highest accuracy on held-out training images, of equal ones the lowest log-loss; "
                 "fitted again on all of them",
@@ -163,10 +163,11 @@ def needed_tokens(
         raise ConfigError(f"blocks is {blocks}; the backbone gives 1 to {num_blocks} of its last blocks")
     narrow = dim <= _NARROW_DIM
     most = min(_NUM_BLOCKS, num_blocks)
+    # DINOv2 sweeps over several choices, and regresses on the plainest.
     if blocks is None:
-        blocks = most if narrow or protocol == "dinov2" else 1
+        blocks = {"dinov2": most, "logistic": 1}.get(protocol, most if narrow else 1)
     if avgpool is None:
-        avgpool = not narrow or protocol == "dinov2"
+        avgpool = {"dinov2": True, "logistic": False}.get(protocol, not narrow)
     return [_tokens(blocks, avgpool)]
 
 

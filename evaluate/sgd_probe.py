@@ -199,7 +199,8 @@ def mean_losses(heads: Heads, features: Tensor, targets: Tensor) -> NDArray[np.f
         answers = logits(heads, features[start : start + step].to(heads.bias.device))  # (b, C, H)
         classes = targets[start : start + step].to(answers.device)[:, None].expand(-1, len(heads))  # (b, H)
         losses = torch.nn.functional.cross_entropy(answers, classes, reduction="none")  # (b, H)
-        total += losses.double().sum(dim=0).cpu()
+        # Moved first, because not every device has float64.
+        total += losses.sum(dim=0).cpu().double()
     return (total / len(features)).numpy()
 
 

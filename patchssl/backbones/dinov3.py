@@ -37,8 +37,8 @@ def find_arch(weights: Mapping[str, Tensor], origin: str) -> str:
         if len(network.blocks) != depth:
             continue
         wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-        found = {key: tuple(value.shape) for key, value in convert(network, weights, origin).weights.items()}
-        if wanted == found and biased == any(key.endswith("q_bias") for key in wanted):
+        given = {key: tuple(value.shape) for key, value in convert(network, weights, origin).weights.items()}
+        if wanted == given and biased == any(key.endswith("q_bias") for key in wanted):
             return name
     raise CheckpointError(
         f"{origin} is of DINOv3 with width {patch.shape[0]}, {depth} blocks and patches of {patch.shape[-1]} px, and "
@@ -47,7 +47,7 @@ def find_arch(weights: Mapping[str, Tensor], origin: str) -> str:
     )
 
 
-def _on_meta(name: str, **settings: int) -> Any:
+def _on_meta(name: str, **settings: Any) -> Any:
     with torch.device("meta"):
         return timm.create_model(name, num_classes=0, **settings)
 

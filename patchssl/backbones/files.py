@@ -72,10 +72,10 @@ def load_path(spec: ModelSpec, options: LoadOptions) -> Backbone:
     if family == "dinov3":
         arch = options.arch or find_arch(network.weights, str(file))
         return timm_models.load_weights(arch, content, file, spec=spec.text, options=options, family=family)
-    arch = options.arch or _known(network.arch)
-    if arch is None:
+    named = options.arch or _known(network.arch)
+    if named is None:
         raise CheckpointError(_unknown(network, str(file)))
-    return timm_models.load_weights(arch, content, file, spec=spec.text, options=options)
+    return timm_models.load_weights(named, content, file, spec=spec.text, options=options)
 
 
 def detect(network: Network) -> str:

@@ -92,7 +92,7 @@ def _name_of(network: nn.Module) -> str:
         for name, parameter in network.named_parameters()
         if not name.startswith(tuple(f"{part}." for part in training))
     )
-    found = [
+    found: list[str] = [
         name
         for name in models.list_models(module=models)
         if models.get_model_weights(name).DEFAULT.meta["num_params"] == num

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from timm.layers import resample_abs_pos_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -51,7 +51,8 @@ RESAMPLINGS: dict[str, Resampling] = {
 
 
 def _as_image(positions: Tensor, side: int) -> Tensor:
-    return positions.float().unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, D, side, side)
+    cells: Tensor = positions.float().unflatten(1, (side, side))
+    return cells.permute(0, 3, 1, 2)  # (1, D, side, side)
 
 
 def _as_tokens(image: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -26,13 +26,14 @@ _KINDS = {
 }
 _NEEDED = "needed: weights by name, as torch.save(model.state_dict(), FILE) or safetensors write them"
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
+_SCALAR: Any = np.float64(0).__reduce__()[0]
 # What training scripts store beside weights: their options, and numbers that come from NumPy.
 _HARMLESS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "float16", "float32", "float64")),
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
 ]
 _DAMAGED = (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError)
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import Mlp, SwiGLUPacked
+from timm.layers.mlp import Mlp, SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -123,7 +123,9 @@ def build(shape: Anatomy, *, num_heads: int, resampling: str) -> ReferenceViT:
 
     def mlp_layer(in_features: int, hidden_features: int, **settings: Any) -> nn.Module:
         # The width of the file, not one computed from a ratio, which may round to its neighbour.
-        settings.pop("act_layer" if shape.gated else "", None)
+        if shape.gated:
+            # It has its own, the SiLU of its gate.
+            settings.pop("act_layer", None)
         made: nn.Module = mlp(in_features, shape.hidden, **settings)
         return made
 

@@ -49,6 +49,7 @@ def load_run(spec: ModelSpec, path: Path, options: LoadOptions) -> Backbone:
     model, image_px = _architecture(content, path)
     with fresh_weights(options.seed):
         network = build_vit(model, image_px)
+    attention: Any = network.blocks[0].attn
     load = None if spec.random else _fill(network, content[checkpoint_key], path, options)
     return Backbone.of(
         network,
@@ -61,7 +62,7 @@ def load_run(spec: ModelSpec, path: Path, options: LoadOptions) -> Backbone:
         preprocess=Preprocess(image_px=image_px, resize_px=int(image_px / model.crop_fraction)),
         pooling=model.pooling,
         checkpoint_key=None if spec.random else checkpoint_key,
-        num_heads=network.blocks[0].attn.num_heads,
+        num_heads=attention.num_heads,
         num_registers=network.num_reg_tokens,
         positions="timm",
         load=load,

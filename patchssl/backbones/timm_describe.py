@@ -5,8 +5,8 @@ import inspect
 import math
 from typing import Any
 
-import timm.data
 import torch
+from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from patchssl.backbones.preprocess import Preprocess
@@ -49,7 +49,7 @@ def has_class_token(network: Any) -> bool:
 
     Networks that have one and pool patches for their classifier, as BEiT does, count by what they pool.
     """
-    if getattr(network, "cls_token", None) is None or not hasattr(network, "blocks"):
+    if getattr(network, "cls_token", None) is None or not is_plain_vit(network):
         return False
     if "return_prefix_tokens" not in inspect.signature(network.forward_intermediates).parameters:
         return False
@@ -68,7 +68,7 @@ def preprocessing(network: Any) -> Preprocess:
     Raises:
         ConfigError: images are not square or not RGB, or cropped in a way that is not known here.
     """
-    config = timm.data.resolve_model_data_config(network)
+    config: dict[str, Any] = resolve_model_data_config(network)  # type: ignore[no-untyped-call]
     channels, height, width = config["input_size"]
     if channels != 3 or height != width or config["crop_mode"] not in (_CENTRE, _SQUASH):
         raise ConfigError(

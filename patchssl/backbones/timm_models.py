@@ -133,11 +133,11 @@ def check_name(name: str) -> None:
 def _pretrained(name: str) -> nn.Module:
     check_name(name)
     config = get_pretrained_cfg(name)
-    if config is not None and not (config.hf_hub_id or config.url):
+    url = hub.ENDPOINT if config is None or config.hf_hub_id else config.url
+    if not isinstance(url, str) or not url:
         raise CheckpointError(
             f"timm has no pretrained weights of {name!r}; take timm:{name}@random, or timm:{name}@FILE with your own"
         )
-    url = hub.ENDPOINT if config is None or config.hf_hub_id else config.url
     try:
         with impatient(url):
             network: nn.Module = build(name, pretrained=True)

@@ -70,13 +70,13 @@ def _rates(context: click.Context, option: click.Parameter, value: str | None) -
     "--blocks",
     type=click.IntRange(min=1),
     metavar="N",
-    show_default="by width; dinov2: the better of 1 and 4",
+    show_default="dino: by width; dinov2: the better of 1 and 4; logistic: 1",
     help="Class tokens of the last N blocks.",
 )
 @click.option(
     "--avgpool/--no-avgpool",
     default=None,
-    show_default="by width; dinov2: the better of both",
+    show_default="dino: by width; dinov2: the better of both; logistic: no",
     help="Whether to add the mean of the last block's patches.",
 )
 @click.option(

@@ -65,7 +65,9 @@ def _register(module: ModuleType, create: Callable[..., nn.Module], name: str, s
 
     entry.__name__, entry.__module__ = name, module.__name__
     size = settings.get("img_size", 32)
-    module.default_cfgs |= generate_default_cfgs({name: {"input_size": (3, size, size), "classifier": "head"}})
+    module.__dict__["default_cfgs"].update(
+        generate_default_cfgs({name: {"input_size": (3, size, size), "classifier": "head"}})
+    )
     assert sys.modules[module.__name__] is module
     register_model(entry)
 

@@ -18,7 +18,7 @@ def pixels(side: int) -> Tensor:
 
 
 def vit(image_px: int, patch_px: int = 16, **config: Any) -> Backbone:
-    network = VisionTransformer(img_size=image_px, patch_size=patch_px, embed_dim=24, depth=1, num_heads=2)
+    network: Any = VisionTransformer(img_size=image_px, patch_size=patch_px, embed_dim=24, depth=1, num_heads=2)
     size = {"input_size": (3, image_px, image_px), "fixed_input_size": True}
     network.pretrained_cfg = {"architecture": "vit_odd", "classifier": "head", **size, **config}
     return as_backbone(network, spec="odd")

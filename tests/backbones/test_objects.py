@@ -54,7 +54,7 @@ def test_a_network_of_torchvision_is_the_same_by_name_and_as_an_object(name: str
 
 
 def test_the_object_itself_stays_as_it_is() -> None:
-    network = timm.create_model("test_vit", num_classes=5).train()
+    network: Any = timm.create_model("test_vit", num_classes=5).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     backbone = as_backbone(network, spec="mine").at_size(64)
     assert network.training

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ class Network(nn.Module):
 
 
 WHOLE = {name: value + 1 for name, value in Network().state_dict().items()}
-WANTED = {"origin": "FILE", "arch": "ARCH", "advice": "take another"}
+WANTED: dict[str, Any] = {"origin": "FILE", "arch": "ARCH", "advice": "take another"}
 
 
 def without(*names: str) -> dict[str, torch.Tensor]:

@@ -174,12 +174,13 @@ def test_runs_keep_their_geometry_and_refuse_what_changes_nothing(run: Path) -> 
     backbone = load_backbone(str(run))
     assert backbone.with_protocol_geometry() is backbone
     assert (backbone.num_heads, backbone.num_registers, backbone.positions) == (2, 0, "timm")
-    for options in ({"arch": "vit_tiny"}, {"num_heads": 3}):
+    wrong: dict[str, Any]
+    for wrong in ({"arch": "vit_tiny"}, {"num_heads": 3}):
         with pytest.raises(ConfigError, match=r"changes nothing about .* the run's configuration tells"):
-            load_backbone(str(run), **options)  # type: ignore[arg-type]
-    for options in ({"checkpoint_key": "student"}, {"allow_partial": True}):
+            load_backbone(str(run), **wrong)
+    for wrong in ({"checkpoint_key": "student"}, {"allow_partial": True}):
         with pytest.raises(ConfigError, match=r"changes nothing about .*@random: its weights are fresh"):
-            load_backbone(f"{run}@random", **options)  # type: ignore[arg-type]
+            load_backbone(f"{run}@random", **wrong)
 
 
 def test_unknown_checkpoint_keys_are_refused(run: Path) -> None:

@@ -134,7 +134,7 @@ def test_patches_are_the_map_that_is_pooled(name: str) -> None:
 
 
 def test_attention_pooled_vits_as_siglip() -> None:
-    network = VisionTransformer(
+    network: Any = VisionTransformer(
         img_size=32,
         patch_size=8,
         embed_dim=48,
@@ -156,7 +156,7 @@ def test_attention_pooled_vits_as_siglip() -> None:
 @pytest.mark.parametrize(("pool", "pooling"), [("avg", "mean"), ("map", "attention"), ("token", "cls")])
 def test_a_class_token_counts_only_where_the_network_ends_in_it(pool: str, pooling: str) -> None:
     # EVA-02 averages patches before its norm, the perception encoder pools by attention; both have a class token.
-    network = Eva(
+    network: Any = Eva(
         img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, global_pool=pool, num_reg_tokens=2, num_classes=5
     )
     network.pretrained_cfg = {"architecture": "eva", "input_size": (3, 32, 32), "fixed_input_size": True}
@@ -190,7 +190,7 @@ def saved(network: Any, folder: Path, **more: Any) -> str:
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_efficientnet", "test_mambaout"])
 def test_weights_of_a_file(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = timm.create_model(name, num_classes=9).eval()
+    network: Any = timm.create_model(name, num_classes=9).eval()
     backbone = load_backbone(f"timm:{name}@{saved(network, tmp_path)}")
     image = pixels(160)
     expected = network.forward_head(network.forward_features(image), pre_logits=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from patchssl.cli.main import main
@@ -128,6 +129,25 @@ def test_images_and_an_untrained_model_give_a_whole_row(
     assert row.pop("details") == {"num_stored": {"train": 0, "test": 0}, **found}
     assert again.pop("details") == {"num_stored": {"train": 12, "test": 6}, **found}
     assert row == again
+
+
+def test_a_row_says_how_the_weights_of_a_file_fitted(
+    images: Path, tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(repository / "tests" / "golden" / "dino_training_checkpoint.pth", weights_only=False)
+    del content["teacher"]["backbone.norm.bias"]
+    torch.save(content, tmp_path / "cut.pth")
+    command = ["eval", "knn", str(images), "--model", str(tmp_path / "cut.pth"), "--image-size", "32", "--no-record"]
+    command += ["--format", "json", "--quiet", "--k", "3", "--workers", "0"]
+    assert main(command) == 1
+    assert "1 missing (norm.bias)" in capsys.readouterr().err
+    assert main([*command, "--allow-partial"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["model"]["family"] == "dino"
+    assert row["model"]["load"]["partial"]
+    assert row["model"]["load"]["names"]["missing"] == ["norm.bias"]
+    assert row["settings"]["checkpoint_key"] == "teacher"
+    assert (row["settings"]["image_px"], row["settings"]["resize_px"]) == (32, 36)
 
 
 def test_unreadable_images_are_listed_and_counted_up_to_the_limit(

@@ -1,5 +1,5 @@
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -97,6 +97,15 @@ def test_features_equal_the_definition(mean_colour: Backbone) -> None:
     }
     assert features.meta["settings"]["image_px"] == 16
     assert features.meta["settings"]["precision"] == "fp32"
+
+
+def test_settings_tell_the_geometry(mean_colour: Backbone) -> None:
+    assert extract(mean_colour, Drawn(1), batch_size=1).features["cls"].meta["settings"]["resize"] == (
+        "bicubic, shorter side"
+    )
+    other = Preprocess(image_px=16, resize_px=18, interpolation="bilinear", squash=True)
+    changed = extract(replace(mean_colour, preprocess=other), Drawn(1), batch_size=1)
+    assert changed.features["cls"].meta["settings"]["resize"] == "bilinear, both sides"
 
 
 def test_batch_size_and_workers_change_rounding_at_most(vit: Backbone) -> None:

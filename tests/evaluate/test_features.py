@@ -133,6 +133,14 @@ def test_model_and_data_come_from_the_meta() -> None:
     assert dataset_of(some(meta=meta, features=np.ones((4, 9), np.float32)), test) == dataset
 
 
+def test_how_a_file_was_loaded_stays_with_the_model() -> None:
+    load = {"matched": 3, "missing": 1, "partial": True}
+    matrix = np.zeros((2, 3), np.float32)
+    told = Features(matrix, meta={"model": {"spec": "x", "weights_sha256": "0", "load": load}})
+    assert model_of(told, told)["load"] == load
+    assert "load" not in model_of(Features(matrix), Features(matrix))
+
+
 def test_without_meta_labels_tell_the_data_and_features_the_model() -> None:
     train, test = some(meta={}), some(meta={"model": "?", "file": "t.npz"})
     assert model_of(train, test)["spec"] == "t.npz"

@@ -18,8 +18,9 @@ from patchssl.evaluate.linear_protocols import PROTOCOLS, feature_sets, foreign_
         ("dinov2", 12, 768, None, None, "cls:4+mean"),
         ("dinov2", 1, 64, None, None, "cls+mean"),
         ("dinov2", 12, 768, 2, False, "cls:2"),
-        ("logistic", 12, 384, None, None, "cls:4"),
-        ("logistic", 12, 384, 1, False, "cls"),
+        ("logistic", 12, 384, None, None, "cls"),
+        ("logistic", 12, 768, None, None, "cls"),
+        ("logistic", 12, 384, 4, True, "cls:4+mean"),
     ],
 )
 def test_what_is_read_of_a_backbone(
