@@ -10,8 +10,8 @@ from patchssl.backbones.reference_vit import Anatomy
 from patchssl.errors import CheckpointError, ConfigError
 
 _HEAD_WIDTH = 64
-_KNOWN_WIDTHS = (192, 384, 768, 1024, 1280, 1536)
-_NAMES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 1536: "giant2"}
+_KNOWN_WIDTHS = (192, 384, 768, 1024, 1536)
+_NAMES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1536: "giant2"}
 
 
 @dataclass(frozen=True, slots=True)
