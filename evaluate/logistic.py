@@ -117,32 +117,29 @@ def try_value(
 
 
 def search(measure: Callable[[float], Tried], grid: Sequence[float] = GRID) -> tuple[Tried, list[Tried]]:
-    """Find the value of a grid with the highest held-out accuracy without trying all of them.
+    """Find the value of a grid with the lowest held-out log-loss without trying all of them.
 
-    First every fourth value is tried, from strong regularisation to weak, until a value is no better than the best and
-    the log-loss rises; then the neighbours of the best two steps away, then one. Of equal accuracies the lower log-loss
-    counts: on few images many values are equally right, and the strongest regularisation is hardly a classifier. This
-    is what trying the whole grid finds where accuracy has one summit; where noise gives it several, another of them
-    may be found.
+    First every fourth value is tried, from strong regularisation to weak, until the log-loss rises; then the neighbours
+    of the best two steps away, then one. DINOv2 takes the value with the highest accuracy. Beyond the summit of the
+    log-loss accuracy is a plateau, on which noise chooses, often a value so large that the fit hardly ends; log-loss
+    has one summit, is less noisy, and its search ends there.
 
     Args:
         measure: what a value gives.
         grid: ascending.
 
     Returns:
-        The best, and all that were tried, ascending.
+        The best, the smallest of equal ones, and all that were tried, ascending.
     """
     tried: dict[int, Tried] = {}
 
     def best() -> int:
-        return max(tried, key=lambda place: (tried[place].top1, -tried[place].log_loss))
+        return min(tried, key=lambda place: (tried[place].log_loss, place))
 
-    before = np.inf
     for place in range(0, len(grid), _STRIDES[0]):
         tried[place] = measure(grid[place])
-        if tried[place].log_loss > before and best() != place:
+        if tried[place].log_loss > tried[best()].log_loss:
             break
-        before = tried[place].log_loss
     for stride in _STRIDES[1:]:
         centre = best()
         for place in (centre - stride, centre + stride):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 
 from patchssl.evaluate.logistic import GRID, Tried, fit, search, try_value
 
@@ -100,21 +101,19 @@ def test_search_finds_what_the_whole_grid_gives() -> None:
     features, classes = data(200, 8, 4)
     held = data(200, 8, 4, seed=1)
     best, tried = search(lambda c: try_value((features, classes), held, c))
+    losses, accuracies = [], []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        whole = [
-            LogisticRegression(C=c, max_iter=10_000, tol=1e-7)
-            .fit(features.astype(float) - 7, classes)
-            .score(held[0].astype(float) - 7, held[1])
-            for c in GRID
-        ]
-    assert best.top1 == pytest.approx(max(whole), abs=0.011)
+        for c in GRID:
+            model = LogisticRegression(C=c, max_iter=10_000, tol=1e-7).fit(features.astype(float) - 7, classes)
+            losses.append(log_loss(held[1], model.predict_proba(held[0].astype(float) - 7)))
+            accuracies.append(model.score(held[0].astype(float) - 7, held[1]))
+    assert best.log_loss == pytest.approx(min(losses), abs=1e-3)
     assert len(tried) < 20
-    at = {round(float(np.log10(value.c)), 2): value for value in tried}
-    for place, c in enumerate(GRID):
-        value = at.get(round(float(np.log10(c)), 2))
-        if value is not None:
-            assert value.top1 == pytest.approx(whole[place], abs=0.011)
+    for value in tried:
+        place = int(np.argmin(np.abs(np.log10(GRID) - np.log10(value.c))))
+        assert value.log_loss == pytest.approx(losses[place], abs=1e-3)
+        assert value.top1 == pytest.approx(accuracies[place], abs=0.011)
 
 
 def test_grid_is_the_protocols() -> None:
@@ -144,16 +143,15 @@ def test_any_single_summit_is_found_and_little_is_tried_beyond_it() -> None:
         assert max(asked) <= place + 8
 
 
-def test_of_equal_accuracies_the_lower_log_loss_counts_and_a_plateau_does_not_stop_the_search() -> None:
-    best, tried = search(lambda c: Tried(c, 0.5, 1 / c, 1))
-    assert best.c == GRID[44]
+def test_of_equal_log_losses_the_stronger_regularisation_counts_and_a_plateau_does_not_stop_the_search() -> None:
+    best, tried = search(lambda c: Tried(c, 0.5, 1.0, 1))
+    assert best.c == GRID[0]
     assert len(tried) == 12 + 2
-    best, tried = search(lambda c: Tried(c, 1.0 if c > 1e-3 else 0.5, abs(np.log10(c) - 1), 1))
+    best, tried = search(lambda c: Tried(c, 1.0, abs(np.log10(c) - 1), 1))
     assert best.c == pytest.approx(10)
     assert max(value.c for value in tried) == pytest.approx(100)
-    # A dip on the way up does not stop it as long as the log-loss falls.
-    dip = {GRID[8]: 0.3}
-    assert search(lambda c: Tried(c, dip.get(c, 0.5 + np.log10(c) / 100), -c, 1))[0].c == GRID[44]
+    # Accuracy that rises by chance where the log-loss rises is no reason to go on.
+    assert search(lambda c: Tried(c, np.log10(c), abs(np.log10(c) - 1), 1))[0].c == pytest.approx(10)
 
 
 def test_held_out_numbers_follow_their_definition() -> None:
