@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from patchssl.cli.output import print_rows
+from patchssl.cli.main import main
 from patchssl.evaluate.results import Row, parse_row, read_rows
 
 
@@ -17,20 +17,23 @@ def rows(repository: Path) -> list[Row]:
     return list(found)
 
 
-def test_the_readme_shows_the_rows_as_they_are(
-    repository: Path, rows: list[Row], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["README.md", "results/README.md"])
+def test_texts_show_the_table_of_the_rows_as_they_are(
+    name: str, repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = [row for row in rows if row.task == "knn" and row.dataset["name"] == "cifar10"]
-    print_rows(shown, "markdown")
+    directory = str(repository / "results" / "rows")
+    command = ["results", "table", "--results", directory, "--dataset", "cifar10", "--cost", "--format", "markdown"]
+    assert main(command) == 0
     rendered = capsys.readouterr().out.strip()
-    readme = (repository / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"<!-- results:cifar10 -->\n(.*?)\n<!-- end -->", readme, flags=re.DOTALL)
+    found = re.search(
+        r"<!-- results:cifar10 -->\n(.*?)\n<!-- end -->", (repository / name).read_text(encoding="utf-8"), flags=re.DOTALL
+    )
     assert found is not None
     assert found[1].strip() == rendered
 
 
 def test_training_beats_the_untrained_network_by_more_than_chance(rows: list[Row]) -> None:
-    by_model = {row.model["spec"]: row for row in rows if row.dataset["name"] == "cifar10"}
+    by_model = {row.model["spec"]: row for row in rows if row.dataset["name"] == "cifar10" and row.task == "knn"}
     trained = by_model["runs/cifar10-cpu"]
     untrained = by_model["runs/cifar10-cpu@random"]
     assert trained.comparability == untrained.comparability
