@@ -1,6 +1,8 @@
 """Batches that depend on the seed and the step alone."""
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -125,10 +127,20 @@ def iterate(
 def leave_signals_to_the_main_process(worker: int) -> None:
     """Keep a worker alive when Ctrl-C, or SIGTERM from a scheduler, reaches the whole group of processes.
 
-    The main process then ends its step, saves, and lets the workers end through their queue.
+    The main process then ends its step, saves, and lets the workers end through their queue. SIGTERM from the main
+    process itself ends a worker: so Python ends those that an error left behind, and waits for them before it exits.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Not on every system; where it is missing, SIGTERM from anyone ends a worker.
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for_the_main_process, daemon=True).start()
+
+
+def _end_for_the_main_process() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        continue
+    os._exit(0)
 
 
 class _Reported(Dataset[Any]):

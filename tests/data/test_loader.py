@@ -1,6 +1,8 @@
 """Training batches: everything follows from seed and step, and bad images are left out, counted and told."""
 
 import pickle
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -192,3 +194,20 @@ def test_no_bad_image_is_allowed_where_the_fraction_is_0() -> None:
 def test_batches_travel_to_processes_that_are_started_anew() -> None:
     """As on systems without fork."""
     assert same(pickle.loads(pickle.dumps(multicrop(10)))[1], multicrop(10)[1])
+
+
+LEFT_BEHIND = """
+from torch.utils.data import DataLoader
+from patchssl.data.loader import leave_signals_to_the_main_process
+
+batches = iter(DataLoader(list(range(9)), num_workers=1, worker_init_fn=leave_signals_to_the_main_process))
+next(batches)
+kept = [batches]
+kept.append(kept)  # a cycle, as the frames of a traceback make one: nobody ends the worker before Python exits
+print("done", flush=True)
+"""
+
+
+def test_a_worker_left_behind_by_an_error_does_not_keep_python_from_exiting() -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT_BEHIND], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "done\n")
