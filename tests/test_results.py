@@ -25,9 +25,8 @@ def test_texts_show_the_table_of_the_rows_as_they_are(
     command = ["results", "table", "--results", directory, "--dataset", "cifar10", "--cost", "--format", "markdown"]
     assert main(command) == 0
     rendered = capsys.readouterr().out.strip()
-    found = re.search(
-        r"<!-- results:cifar10 -->\n(.*?)\n<!-- end -->", (repository / name).read_text(encoding="utf-8"), flags=re.DOTALL
-    )
+    text = (repository / name).read_text(encoding="utf-8")
+    found = re.search(r"<!-- results:cifar10 -->\n(.*?)\n<!-- end -->", text, flags=re.DOTALL)
     assert found is not None
     assert found[1].strip() == rendered
 
