@@ -77,8 +77,7 @@ PROTOCOLS: Mapping[str, LinearProtocol] = MappingProxyType(
                 needs_images=False,
                 features="class token of the last block",
                 augmentation="none (one feature pass)",
-                selection="C with the lowest log-loss on held-out training images; "
-                "fitted again on all of them",
+                selection="C with the lowest log-loss on held-out training images; fitted again on all of them",
                 defaults={"val_fraction": 0.1},
             ),
         )
