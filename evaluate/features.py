@@ -199,7 +199,8 @@ def dataset_of(parts: Mapping[str, Features]) -> dict[str, Any]:
     """
     about = {name: meta_part(part, "dataset") for name, part in parts.items()}
     prints = {name: about[name].get("fingerprint") or _labels_hash(part) for name, part in parts.items()}
-    first, last = next(iter(parts)), next(reversed(parts))
+    names = list(parts)
+    first, last = names[0], names[-1]
     unnamed = parts[last].meta.get("file", "features")
     return {
         "name": about[last].get("name", unnamed),

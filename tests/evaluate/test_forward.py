@@ -65,7 +65,7 @@ class WholeImage:
         raise NotImplementedError
 
 
-def toy(**preprocess: Any) -> Backbone:
+def toy(reader: WholeImage | None = None, **preprocess: Any) -> Backbone:
     given: dict[str, Any] = {"image_px": 64, "resize_px": 64, "fit": "long-side", **preprocess}
     return Backbone.of(
         MeanAndMax(),
@@ -85,16 +85,17 @@ def pictures(*sizes: tuple[int, int]) -> list[Tensor]:
 
 
 def test_images_of_several_sizes_come_out_in_their_order() -> None:
-    backbone, images = toy(), pictures((64, 48), (32, 64), (64, 48), (16, 64), (32, 64))
+    reader = WholeImage()
+    backbone, images = toy(reader), pictures((64, 48), (32, 64), (64, 48), (16, 64), (32, 64))
     alone = torch.cat([forward(backbone, image[None], [CLS], "fp32")[CLS] for image in images])
     torch.testing.assert_close(forward(backbone, images, [CLS], "fp32")[CLS], alone)
-    assert backbone.reader.seen[-3:] == [(2, 3, 64, 48), (2, 3, 32, 64), (1, 3, 16, 64)]
+    assert reader.seen[-3:] == [(2, 3, 64, 48), (2, 3, 32, 64), (1, 3, 16, 64)]
 
 
 def test_sizes_are_cut_to_whole_patches_and_enlarged_to_at_least_one() -> None:
-    backbone = toy()
-    forward(backbone, pictures((63, 50), (5, 64)), [CLS], "fp32")
-    assert backbone.reader.seen == [(1, 3, 56, 48), (1, 3, 8, 64)]
+    reader = WholeImage()
+    forward(toy(reader), pictures((63, 50), (5, 64)), [CLS], "fp32")
+    assert reader.seen == [(1, 3, 56, 48), (1, 3, 8, 64)]
 
 
 def test_what_is_cut_off_lies_at_the_right_and_below() -> None:
