@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from patchssl.config import Count, Positive, Section
 from patchssl.errors import ConfigError
@@ -15,6 +15,20 @@ BUILTIN = "builtin"
 
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 CropFraction = Annotated[float, Field(gt=0, le=1)]
+
+
+def _usable_tokens(text: str) -> str:
+    try:
+        parts = parse_tokens(text)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    if parts[0].kind == "patches":
+        raise ValueError("patches are many vectors of an image; take mean or gem of them")
+    return text
+
+
+Tokens = Annotated[str, AfterValidator(_usable_tokens)]
+_TOKENS = "what stands for an image: cls, mean, gem, cls:4, or joined by +"
 
 
 class Task(Section):
@@ -45,7 +59,7 @@ class KnnTask(Task):
 
     task: Literal["knn"]
     protocol: str = "dino"
-    tokens: str = Field("cls", description="what stands for an image: cls, mean, gem, cls:4, or joined by +")
+    tokens: Tokens = Field("cls", description=_TOKENS)
     k: tuple[Count, ...] | None = Field(None, description="neighbours that vote, a number or a list")
     temperature: Positive | None = Field(None, description="of the votes")
     shots: Count | None = Field(None, description="training images of a class; few-shot only")
@@ -60,12 +74,6 @@ class KnnTask(Task):
     def _usable(self) -> "KnnTask":
         if self.k == ():
             raise ValueError("k is empty; give at least one number, or leave it out")
-        try:
-            parts = parse_tokens(self.tokens)
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
-        if parts[0].kind == "patches":
-            raise ValueError("patches are many vectors of an image; take mean or gem of them")
         return self
 
 
@@ -92,7 +100,63 @@ class LinearTask(Task):
         return (value,) if isinstance(value, int | float) else value
 
 
-AnyTask = KnnTask | LinearTask
+class CopyDetectTask(Task):
+    """Copy detection."""
+
+    task: Literal["copydetect"]
+    protocol: str = "dino"
+    tokens: Tokens | None = Field(None, description=_TOKENS)
+    distractors: str | None = Field(None, description="a folder of further images to search in, or its NAME in --data")
+    whitening_images: str | None = Field(None, description="a folder of images to learn the whitening from, or NAME")
+    whitening: Literal["uncentred", "centred", "none"] | None = Field(None, description="how descriptors are whitened")
+    k: Count | None = Field(None, description="references that count for each query")
+
+    def how(self) -> dict[str, str]:
+        """Distractors and images to learn from, as the protocol lists them."""
+        named = {"distractors": self.distractors, "whitening": self.whitening_images, "protocol": self.protocol}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def geometry(self) -> tuple[Any, ...]:
+        """Protocols differ in it."""
+        return (self.task, self.protocol, self.image_size)
+
+
+class RetrievalTask(Task):
+    """Retrieval of places (official, dino) or of classes (class)."""
+
+    task: Literal["retrieval"]
+    protocol: str = "official"
+    tokens: Tokens | None = Field(None, description=_TOKENS)
+    multiscale: bool | None = Field(None, description="descriptors of three scales; official and dino only")
+    crop_queries: bool | None = Field(None, description="queries are cut to their boxes; official and dino only")
+    distractors: str | None = Field(None, description="a folder of further images, or NAME; official and dino only")
+
+    def how(self) -> dict[str, str]:
+        """Distractors, and whether queries are cut to their boxes."""
+        crop = {} if self.crop_queries is None else {"crop_queries": "yes" if self.crop_queries else "no"}
+        beside = {} if self.distractors is None else {"distractors": self.distractors}
+        return {"protocol": self.protocol, **crop, **beside}
+
+    def geometry(self) -> tuple[Any, ...]:
+        """Protocols differ in it."""
+        return (self.task, self.protocol, self.image_size, self.multiscale)
+
+
+class CorrespondenceTask(Task):
+    """Patches of one view of an image found again in another."""
+
+    task: Literal["correspondence"]
+    protocol: str = "warps"
+    views: Count | None = Field(None, description="pairs of views of each image and kind of warp")
+    kinds: tuple[str, ...] | None = Field(None, description="of warps; null: all")
+    max_images: Count | None = Field(None, description="use as many at most, drawn by the seed")
+
+    def geometry(self) -> tuple[Any, ...]:
+        """Nothing is shared with other tasks: views are cut anew."""
+        return (self.task, self.image_size)
+
+
+AnyTask = KnnTask | LinearTask | CopyDetectTask | RetrievalTask | CorrespondenceTask
 
 
 class Builtin(Section):

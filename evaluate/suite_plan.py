@@ -15,6 +15,7 @@ from patchssl.evaluate.suite_tasks import data_key_of
 
 DETAILS = "benchmark"
 _UNTRAINED = "@random"
+_NAMES_OF_DATA = ("distractors", "whitening_images")
 _REGISTRIES = ("timm:", "torchvision:")
 
 
@@ -130,7 +131,7 @@ def key_of(task: AnyTask, backbone: Backbone, fingerprints: Mapping[str, str], c
     return canonical_hash(
         {
             "patchssl": __version__,
-            "task": task.model_dump(mode="json", exclude={"name", "data", "image_size"}),
+            "task": task.model_dump(mode="json", exclude={"name", "data", "image_size", *_NAMES_OF_DATA}),
             "data": dict(fingerprints),
             "weights": backbone.weights_sha256,
             "pooling": backbone.pooling,

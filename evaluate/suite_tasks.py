@@ -7,7 +7,15 @@ from patchssl.backbones import Backbone
 from patchssl.errors import ConfigError
 from patchssl.evaluate.results import Scored
 from patchssl.evaluate.suite_classification import Knn, Linear
-from patchssl.evaluate.suite_config import AnyTask, KnnTask, LinearTask
+from patchssl.evaluate.suite_config import (
+    AnyTask,
+    CopyDetectTask,
+    CorrespondenceTask,
+    KnnTask,
+    LinearTask,
+    RetrievalTask,
+)
+from patchssl.evaluate.suite_search import CopyDetect, Correspondence, Retrieval
 from patchssl.evaluate.suite_structs import Compute, DataKey, Material, Needs
 
 
@@ -39,7 +47,13 @@ class Evaluation(Protocol):
         ...
 
 
-_EVALUATIONS: dict[type[Any], Evaluation] = {KnnTask: Knn(), LinearTask: Linear()}
+_EVALUATIONS: dict[type[Any], Evaluation] = {
+    KnnTask: Knn(),
+    LinearTask: Linear(),
+    CopyDetectTask: CopyDetect(),
+    RetrievalTask: Retrieval(),
+    CorrespondenceTask: Correspondence(),
+}
 
 
 def check_task(task: AnyTask) -> None:

@@ -1,18 +1,15 @@
 """`patchssl benchmark`."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from patchssl.cli.benchmark_results import collect, report, show
 from patchssl.cli.bundles import ComputeOptions, ModelOptions, compute_options, model_options
-from patchssl.cli.features import compute_features
-from patchssl.cli.image_progress import image_progress
 from patchssl.cli.logs import configure_logging
 from patchssl.cli.options import (
     format_option,
@@ -23,18 +20,13 @@ from patchssl.cli.options import (
 )
 from patchssl.cli.processes import evaluation_process, runs_alone
 from patchssl.cli.suite_data import open_suite_data
+from patchssl.cli.suite_run import cost_measurer, extractor, suite_compute
 
 if TYPE_CHECKING:
-    from patchssl.backbones import Backbone
-    from patchssl.evaluate.features import Features
     from patchssl.evaluate.results import Row
     from patchssl.evaluate.suite_config import SuiteConfig
-    from patchssl.evaluate.suite_structs import Compute, Needs, Sources
 
 logger = logging.getLogger(__name__)
-
-# Enough to fill a CPU; more images only make each timed pass longer.
-_CPU_COST_BATCH = 8
 
 
 def _places(context: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, str]:
@@ -149,9 +141,9 @@ def benchmark(
         load=lambda spec: replace(options.get(spec, others), crop_fraction=crop_fraction).load(
             spec, device=compute.device, seed=seed
         ),
-        extract=_extractor(compute, quiet=quiet),
-        compute=_facts(compute, seed, quiet=quiet),
-        cost=_measurer(compute) if cost else None,
+        extract=extractor(compute, quiet=quiet),
+        compute=suite_compute(compute, seed, quiet=quiet),
+        cost=cost_measurer(compute) if cost else None,
         done=rows_by_key(_rows_in(results)) if skip_done else {},
         announce=logger.info,
     )
@@ -197,45 +189,6 @@ def _checked_suite(source: str, places: Mapping[str, str], image_px: int | None)
         allowed = f"it names {', '.join(names)}" if names else "it needs no data set besides the built-in images"
         raise click.UsageError(f"--data: the suite {source} names no data set {', '.join(unknown)}; {allowed}")
     return suite
-
-
-def _extractor(
-    compute: ComputeOptions, *, quiet: bool
-) -> "Callable[[Sources, Backbone, Needs], dict[str, dict[str, Features]]]":
-    def extract(sources: "Sources", backbone: "Backbone", needs: "Needs") -> "dict[str, dict[str, Features]]":
-        return {
-            part: compute_features({part: sources[part]}, backbone, tokens, compute=compute, quiet=quiet)[part]
-            for part, tokens in needs.items()
-        }
-
-    return extract
-
-
-def _facts(compute: ComputeOptions, seed: int, *, quiet: bool) -> "Compute":
-    from patchssl.evaluate.suite_structs import Compute
-
-    return Compute(
-        device=compute.device,
-        precision=compute.precision,
-        num_workers=compute.workers,
-        batch_size=compute.batch_size,
-        max_bad_fraction=compute.max_bad_fraction,
-        seed=seed,
-        progress=partial(image_progress, quiet=quiet),
-    )
-
-
-def _measurer(compute: ComputeOptions) -> "Callable[[Backbone], dict[str, Any]]":
-    from patchssl.evaluate.throughput import measure_cost
-
-    batch_size = min(compute.batch_size, _CPU_COST_BATCH) if compute.device == "cpu" else compute.batch_size
-
-    def measure(backbone: "Backbone") -> "dict[str, Any]":
-        found = measure_cost(backbone, batch_size=batch_size, precision=compute.precision)
-        logger.info("%s: %.3g GFLOPs, %.0f images/s", backbone.spec, found.gflops, found.images_per_s)
-        return found.details()
-
-    return measure
 
 
 def _rows_in(results: Path) -> "list[Row]":

@@ -4,11 +4,12 @@ import logging
 import shutil
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from patchssl.cli.benchmark_results import collect, report, show
 from patchssl.cli.bundles import ComputeOptions, ModelOptions
-from patchssl.cli.features import compute_features
 from patchssl.cli.logs import configure_logging
 from patchssl.cli.options import (
     device_option,
@@ -20,12 +21,20 @@ from patchssl.cli.options import (
     seed_option,
     usable_workers,
 )
+from patchssl.cli.suite_data import open_suite_data
+from patchssl.cli.suite_run import extractor, suite_compute
+
+if TYPE_CHECKING:
+    from patchssl.cli.benchmark_results import Found
+    from patchssl.evaluate.suite_plan import Failure
 
 logger = logging.getLogger(__name__)
 
-RECIPE = "demo"
+RECIPE = SUITE = "demo"
 NUM_IMAGES = 4000
 IMAGE_SIZE_PX = 64
+# Where the data sets of the suite lie below the images.
+PLACES = {"folder": "folder", "val": "folder/val", "copydays": "copydays", "revisited": "revisited"}
 
 
 @click.command()
@@ -37,6 +46,13 @@ IMAGE_SIZE_PX = 64
     help="Folder for the images and the run.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an earlier demo in --output.")
+@click.option(
+    "--difficulty",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Of the drawn images; turned up, every number falls towards that of its floor.",
+)
 @device_option()
 @seed_option()
 @results_option()
@@ -46,6 +62,7 @@ IMAGE_SIZE_PX = 64
 def demo(
     output: Path,
     overwrite: bool,
+    difficulty: float,
     device: str,
     seed: int,
     results: Path,
@@ -53,60 +70,83 @@ def demo(
     output_format: str,
     quiet: bool,
 ) -> None:
-    """Pretrain on drawn images and evaluate by k-NN, beside the same network untrained.
+    """Pretrain on drawn images and run every evaluation, beside the same network untrained and two floors.
 
-    Nothing is downloaded. On two CPU cores it takes about four minutes. The images come in the ordinary layouts, so
-    that every step is one of the commands that are used on real data; each is shown before it runs.
-    """
+    Nothing is downloaded. On two CPU cores it takes about six minutes. The images come in the ordinary layouts, so that
+    every step is one of the commands that are used on real data; each is shown before it runs.
+
+    \b
+    Examples:
+      patchssl demo
+      patchssl demo --difficulty 4 --output harder
+    """  # noqa: D301 - the backslash is Click's mark for text that keeps its lines
     configure_logging(quiet=quiet)
-    from patchssl.cli.output import print_rows
-    from patchssl.cli.pretrain import run_training
-    from patchssl.data.sources import open_labelled, open_unlabelled
     from patchssl.data.synth import write_dataset
-    from patchssl.errors import DataError
-    from patchssl.evaluate.knn import score
-    from patchssl.evaluate.results import record
-    from patchssl.recipes import load_config
 
     start = time.perf_counter()
     device = resolve_device(device)
     images, run = output / "images", output / "run"
-    if output.exists() and any(output.iterdir()):
-        if not overwrite:
-            raise DataError(
-                f"{output} holds something already; replace an earlier demo by --overwrite, or take another --output"
-            )
-        for part in (images, run):
-            shutil.rmtree(part, ignore_errors=True)
-    logger.info("1/3  patchssl data synth %s", images)
-    write_dataset(images, num_images=NUM_IMAGES, image_size_px=IMAGE_SIZE_PX, seed=seed)
-
+    _make_room(output, (images, run), overwrite=overwrite)
+    told = "" if difficulty == 1 else f" --difficulty {difficulty:g}"
+    logger.info("1/3  patchssl data synth %s%s", images, told)
+    write_dataset(images, num_images=NUM_IMAGES, image_size_px=IMAGE_SIZE_PX, seed=seed, difficulty=difficulty)
     logger.info("2/3  patchssl pretrain %s --output %s --config %s", images / "folder" / "train", run, RECIPE)
-    config = load_config(RECIPE, [f"train.seed={seed}", f"train.device={device}"])
-    source = open_unlabelled(images / "folder" / "train")
-    run_training(config, source, run, resume=False, overwrite=False, quiet=quiet)
-
-    rows = []
-    compute = ComputeOptions(
-        device=device, precision="auto", workers=usable_workers(), batch_size=64, max_bad_fraction=0.0
+    _pretrain(images / "folder" / "train", run, seed=seed, device=device, quiet=quiet)
+    places = {name: str(images / part) for name, part in PLACES.items()}
+    named = " ".join(f"--data {name}={path}" for name, path in places.items())
+    logger.info("3/3  patchssl benchmark --no-cost --suite %s --model %s %s", SUITE, run, named)
+    found, failures = _evaluate(
+        run, places, device=device, seed=seed, results=None if no_record else results, quiet=quiet
     )
-    sources = open_labelled(images / "folder", apply_exif=False)
-    for spec in (f"{run}@random", str(run)):
-        logger.info("3/3  patchssl eval knn %s --model %s", images / "folder", spec)
-        since = time.perf_counter()
-        backbone = ModelOptions().load(spec, device=device, seed=seed)
-        features = compute_features(sources, backbone, ["cls"], compute=compute, quiet=quiet)
-        scored = score(
-            features["train"]["cls"],
-            features["test"]["cls"],
-            features_s=time.perf_counter() - since,
-            device=device,
-            seed=seed,
-        )
-        if not no_record:
-            record(results, scored)
-        rows.append(scored.row)
-    print_rows(rows, output_format)
+    show(found, results, output_format, cost=False)
+    report([*failures, *found.failures], len(found.rows))
     logger.info("done in %.0f s", time.perf_counter() - start)
     logger.info("next: patchssl pretrain YOUR_IMAGES --output runs/mine --config cifar10-cpu --set train.epochs=20")
     logger.info("      patchssl eval knn YOUR_LABELLED_IMAGES --model runs/mine")
+    logger.info("      patchssl eval correspondence YOUR_IMAGES --model runs/mine")
+
+
+def _make_room(output: Path, parts: tuple[Path, ...], *, overwrite: bool) -> None:
+    from patchssl.errors import DataError
+
+    if not output.exists() or not any(output.iterdir()):
+        return
+    if not overwrite:
+        raise DataError(
+            f"{output} holds something already; replace an earlier demo by --overwrite, or take another --output"
+        )
+    for part in parts:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _pretrain(images: Path, run: Path, *, seed: int, device: str, quiet: bool) -> None:
+    from patchssl.cli.pretrain import run_training
+    from patchssl.data.sources import open_unlabelled
+    from patchssl.recipes import load_config
+
+    config = load_config(RECIPE, [f"train.seed={seed}", f"train.device={device}"])
+    run_training(config, open_unlabelled(images), run, resume=False, overwrite=False, quiet=quiet)
+
+
+def _evaluate(
+    run: Path, places: dict[str, str], *, device: str, seed: int, results: Path | None, quiet: bool
+) -> "tuple[Found, list[Failure]]":
+    from patchssl.evaluate.suite import Setting, run_suite
+    from patchssl.evaluate.suite_config import load_suite
+    from patchssl.evaluate.suite_plan import open_data, plan
+
+    suite = load_suite(SUITE)
+    groups = plan(suite.resolved())
+    data, failures = open_data(groups, lambda key: open_suite_data(key, suite.builtin, places))
+    compute = ComputeOptions(
+        device=device, precision="auto", workers=usable_workers(), batch_size=64, max_bad_fraction=0.0
+    )
+    setting = Setting(
+        suite=SUITE,
+        data=data,
+        load=lambda spec: ModelOptions().load(spec, device=device, seed=seed),
+        extract=extractor(compute, quiet=quiet),
+        compute=suite_compute(compute, seed, quiet=quiet),
+        announce=logger.info,
+    )
+    return collect(run_suite(groups, [str(run)], setting, floors=True), results), failures

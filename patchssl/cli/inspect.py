@@ -21,11 +21,19 @@ _WEIGHTS = ("matched", "missing", "unexpected", "reshaped", "resampled", "droppe
 
 @click.command()
 @click.argument("spec")
+@click.option(
+    "--self-test",
+    is_flag=True,
+    help="Also check the forward pass (finite, deterministic, independent of the batch) and run every task on 20 drawn "
+    "images. A failed check makes the exit code 1.",
+)
 @model_options
 @seed_option()
 @format_option()
 @quiet_option()
-def inspect(spec: str, model_options: ModelOptions, seed: int, output_format: str, quiet: bool) -> None:
+def inspect(
+    spec: str, self_test: bool, model_options: ModelOptions, seed: int, output_format: str, quiet: bool
+) -> None:
     """Say what the model that SPEC names is, and which weights of its file fit.
 
     \b
@@ -42,11 +50,37 @@ def inspect(spec: str, model_options: ModelOptions, seed: int, output_format: st
       patchssl inspect dino_deitsmall16_pretrain.pth
       patchssl inspect checkpoint.pth --checkpoint-key student --format json
       patchssl inspect timm:vit_small_patch16_dinov3@weights.safetensors
+      patchssl inspect runs/mine --self-test
     """  # noqa: D301 - the backslash is Click's mark for text that keeps its lines
     configure_logging(quiet=quiet)
     model_options.check(spec)
     backbone = model_options.load(spec, device="cpu", seed=seed)
-    click.echo(_render(facts_of(backbone), output_format))
+    facts = facts_of(backbone)
+    if self_test:
+        facts["self_test"] = checks = _self_test(backbone, seed)
+    click.echo(_render(facts, output_format))
+    if self_test:
+        _refuse_failed(checks, spec)
+
+
+def _self_test(backbone: "Backbone", seed: int) -> list[dict[str, str]]:
+    from patchssl.evaluate.self_test import self_test
+    from patchssl.evaluate.suite_structs import Compute
+
+    compute = Compute(device="cpu", precision="fp32", num_workers=0, batch_size=8, max_bad_fraction=0.0, seed=seed)
+    return [{"check": check.name, "status": check.status, "told": check.told} for check in self_test(backbone, compute)]
+
+
+def _refuse_failed(checks: Sequence[Mapping[str, str]], spec: str) -> None:
+    from patchssl.errors import PatchsslError
+    from patchssl.evaluate.self_test import FAILED
+
+    failed = [f"{check['check']} ({check['told']})" for check in checks if check["status"] == FAILED]
+    if failed:
+        raise PatchsslError(
+            f"{len(failed)} of {len(checks)} checks of {spec} failed: {'; '.join(failed)}; numbers of this model cannot "
+            "be trusted before that is mended"
+        )
 
 
 def facts_of(backbone: "Backbone") -> dict[str, Any]:
@@ -101,6 +135,8 @@ def _lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, value in facts.items():
         if name == "preprocess":
             lines += [(f"preprocess {key}", _text(part)) for key, part in value.items()]
+        elif name == "self_test":
+            lines += [(f"self-test {check['check']}", f"{check['status']}: {check['told']}") for check in value]
         elif name == "weights":
             lines += [("weights", "fresh")] if value is None else _weights(value)
         else:

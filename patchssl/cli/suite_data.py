@@ -66,4 +66,4 @@ def _labelled(path: Path, how: Mapping[str, str]) -> "Opened":
 _OPENERS: dict[str, Callable[[Path, Mapping[str, str]], "Opened"]] = {"parts": _parts, "labelled": _labelled}
 _BUILTIN_PARTS = {"parts": "folder", "labelled": "folder/val"}
 # What a task says about opening that is no name of a data set.
-_NO_DATA = ("crop_queries",)
+_NO_DATA = ("crop_queries", "protocol")
