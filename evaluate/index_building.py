@@ -87,7 +87,7 @@ def make_index(factory: str, dim: int, parameters: str | None = None) -> Any:
             faiss.ParameterSpace().set_index_parameter(index, name, value)
         except RuntimeError:
             raise ConfigError(
-                f"index {factory!r} has no parameter {name!r}; there are {PARAMETER_EXAMPLES}, each for its kind of index"
+                f"index {factory!r} has no parameter {name!r}; there are {PARAMETER_EXAMPLES}, each for its kind"
             ) from None
     return index
 
