@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchssl.errors import DataError
+from patchssl.evaluate.blocks import non_finite_rows
 from patchssl.evaluate.features import Features, meta_part
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def check_features(name: str, part: Features) -> None:
         raise DataError(f"the {name} features are empty: shape {part.features.shape}")
     if part.labels is None:
         raise DataError(f"the {name} features have no labels; classification needs an array `labels`")
-    bad = np.flatnonzero(~np.isfinite(part.features).all(axis=1))
+    bad = non_finite_rows(part.features)
     if len(bad):
         first = [str(part.ids[row]) if part.ids is not None else f"row {row}" for row in bad[:_NUM_NAMED]]
         raise DataError(
