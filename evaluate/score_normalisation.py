@@ -2,7 +2,8 @@
 
 SSCD (Pizzi et al., CVPR 2022, §4.4; disc_eval.py): s'(q, r) = s(q, r) - β · mean of s(q, n_i) over i in [first, last],
 where n_i is the i-th nearest of training images, which are copies of nothing. The order of a query's references stays;
-only metrics over the pairs of all queries change.
+only metrics over the pairs of all queries change. There it is done by appending
+-bias to a query and 1 to every reference, which is the same as taking the bias from each score.
 """
 
 from dataclasses import dataclass
@@ -58,20 +59,3 @@ class ScoreNormalisation:
         chosen = similarities[:, self.first : self.last + 1].astype(np.float64)
         means: NDArray[np.float64] = chosen.mean(axis=1)
         return self.beta * means
-
-
-def with_biases(
-    queries: NDArray[np.float32], references: NDArray[np.float32], biases: NDArray[np.float64]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Put biases into the features, so that their inner products are normalised scores.
-
-    Args:
-        queries: (Q, D).
-        references: (M, D).
-        biases: (Q,).
-
-    Returns:
-        (Q, D + 1) queries ending in their negative bias, and (M, D + 1) references ending in 1.
-    """
-    ones = np.ones((len(references), 1), np.float32)
-    return np.hstack([queries, -biases[:, None].astype(np.float32)]), np.hstack([references, ones])

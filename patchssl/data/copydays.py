@@ -26,6 +26,7 @@ _OFFICIAL_BLOCK = 157
 ORIGINAL, STRONG = "original", "strong"
 _FAMILIES = {"jpegqual": QUALITIES, "crops": PERCENTS}
 _PREFIX = 4
+_SHARED = "first four characters"
 _UNPACKING = "its archives of originals and strong copies unpack flat and belong in original/ and strong/"
 
 
@@ -143,18 +144,12 @@ def _strong(names: Sequence[str], originals: Sequence[str]) -> tuple[dict[str, s
     without = [found for prefix, found in by_prefix.items() if prefix not in {name[:_PREFIX] for name in names}]
     wrong = []
     if lost:
-        wrong.append(f"has {len(lost)} images without an original of the same first four characters ({named(lost)})")
+        wrong.append(f"has {len(lost)} images without an original of the same {_SHARED} ({named(lost)})")
     if unclear:
-        wrong.append(
-            f"has {len(unclear)} images with several originals of the same first four characters ({named(unclear)})"
-        )
+        wrong.append(f"has {len(unclear)} images with several originals of the same {_SHARED} ({named(unclear)})")
     if without and not wrong:
-        logger.warning(
-            "strong/ has no copy of %d of %d originals (%s)",
-            len(without),
-            len(originals),
-            named([name for found in without for name in found]),
-        )
+        told = named([name for found in without for name in found])
+        logger.warning("strong/ has no copy of %d of %d originals (%s)", len(without), len(originals), told)
     return {name: by_prefix[name[:_PREFIX]][0] for name in names if name[:_PREFIX] in by_prefix}, wrong
 
 
@@ -172,9 +167,8 @@ def _note_differences(path: Path, blocks: Mapping[str, Sequence[str]]) -> None:
         if len(names) != OFFICIAL_SIZES.get(block, _OFFICIAL_BLOCK)
     ]
     if missing:
-        logger.warning(
-            "%s lacks %d of the official blocks (%s); they are not reported", path, len(missing), named(missing)
-        )
+        told = named(missing)
+        logger.warning("%s lacks %d of the official blocks (%s); they are not reported", path, len(missing), told)
     if sizes:
         # With as many originals as officially, other numbers of copies mean that some are lost.
         level = logging.WARNING if len(blocks[ORIGINAL]) == OFFICIAL_SIZES[ORIGINAL] else logging.INFO

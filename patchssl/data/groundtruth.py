@@ -174,7 +174,7 @@ def make_truth(pairs: Pairs, queries: Sequence[str], references: Sequence[str]) 
 
 
 def _places(path: Path, kind: str, names: Sequence[str], ids: Sequence[str]) -> tuple[dict[str, str], str]:
-    """name → id, and how they are named."""
+    """Name → id, and how they are named."""
     by_path = {PurePath(image).as_posix(): image for image in ids}
     if all(name in by_path for name in names):
         return {name: by_path[name] for name in names}, "relative path"
@@ -186,8 +186,8 @@ def _places(path: Path, kind: str, names: Sequence[str], ids: Sequence[str]) -> 
         # Told by whichever way of naming fits more of them.
         unknown = min(missing, [name for name in names if name not in by_path], key=len)
         raise DataError(
-            f"{path} names {len(unknown)} {kind} that are not there ({named(unknown)}); there are {len(ids)} {kind}, for "
-            f"instance {named(list(ids)[:2])}; names are relative paths or file names without suffix"
+            f"{path} names {len(unknown)} {kind} that are not there ({named(unknown)}); there are {len(ids)} {kind}, "
+            f"for instance {named(list(ids)[:2])}; names are relative paths or file names without suffix"
         )
     unclear = [name for name in names if len(by_stem[name]) > 1]
     if unclear:
