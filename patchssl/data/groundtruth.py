@@ -193,8 +193,8 @@ def _places(path: Path, kind: str, names: Sequence[str], ids: Sequence[str]) -> 
     if unclear:
         several = ", ".join(by_stem[unclear[0]][:3])
         raise DataError(
-            f"{path} names {len(unclear)} {kind} that are the stem of several files ({named(unclear)}: {several}); write "
-            "relative paths"
+            f"{path} names {len(unclear)} {kind} that are the stem of several files ({named(unclear)}: {several}); "
+            "write relative paths"
         )
     places = {name: by_stem[name][0] for name in names}
     return places, "file stem"
