@@ -92,8 +92,8 @@ def _whitening_set(parts: Collection[str], mode: str, *, is_asked: bool) -> str 
     source = next((part for part in (WHITENING, TRAINING) if part in parts), None)
     if source is None and is_asked:
         raise ConfigError(
-            f"whitening {mode} needs images to learn from; name them (--whitening DIR or --whitening-features FILE), or "
-            "take --whitening-mode none"
+            f"whitening {mode} needs images to learn from; name them (--whitening DIR or --whitening-features FILE), "
+            "or take --whitening-mode none"
         )
     return source
 

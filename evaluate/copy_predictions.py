@@ -1,7 +1,5 @@
 """Scored pairs from a file, whoever made them, by the metrics of copy detection."""
 
-import time
-
 import numpy as np
 
 from patchssl.data.copy_truth import ONE_BLOCK, CopyTruth
@@ -10,9 +8,9 @@ from patchssl.data.listing import named
 from patchssl.errors import ConfigError, DataError
 from patchssl.evaluate.copy_candidates import make_candidates
 from patchssl.evaluate.copy_protocols import named_protocol
-from patchssl.evaluate.copy_row import CopyResult, make_copy_row
+from patchssl.evaluate.copy_row import CopyResult
 from patchssl.evaluate.features import Features
-from patchssl.evaluate.results import Scored, canonical_hash
+from patchssl.evaluate.results import canonical_hash
 
 
 def evaluate_predictions(predictions: Predictions, pairs: Pairs, *, protocol: str, k: int | None = None) -> CopyResult:
@@ -67,21 +65,3 @@ def _stand_in(ids: list[str], predictions: Predictions, pairs: Pairs, truth: Cop
         ids=np.array(ids, dtype=np.str_),
         meta={"file": predictions.path.name, "model": model, "dataset": dataset},
     )
-
-
-def score_predictions(
-    predictions: Predictions, pairs: Pairs, *, protocol: str, k: int | None = None, seed: int = 0
-) -> Scored:
-    """Evaluate predictions by a named protocol's metrics; arguments and errors as of `evaluate_predictions`.
-
-    Args:
-        predictions: each pair once.
-        pairs: the ground truth.
-        protocol: whose metrics to take.
-        k: how many of a query count.
-        seed: of the bootstrap intervals.
-    """
-    start = time.perf_counter()
-    result = evaluate_predictions(predictions, pairs, protocol=protocol, k=k)
-    seconds = {"features": 0.0, "evaluate": time.perf_counter() - start}
-    return make_copy_row(result, seconds=seconds, device="cpu", seed=seed)

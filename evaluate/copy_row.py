@@ -43,6 +43,7 @@ class CopyResult:
         meaning: settings that change what the numbers mean.
         settings: others.
         details: what else was found.
+        evaluate_s: how long the search took.
     """
 
     protocol: CopyProtocol
@@ -52,6 +53,7 @@ class CopyResult:
     meaning: Mapping[str, Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    evaluate_s: float = 0.0
 
     @property
     def ids(self) -> NDArray[np.str_]:
@@ -64,7 +66,7 @@ class CopyResult:
 def make_copy_row(
     result: CopyResult,
     *,
-    seconds: Mapping[str, float],
+    features_s: float,
     device: str,
     seed: int,
 ) -> Scored:
@@ -72,7 +74,7 @@ def make_copy_row(
 
     Args:
         result: of the queries.
-        seconds: `features` and `evaluate`.
+        features_s: how long computing the features took.
         device: where features were computed.
         seed: of the bootstrap.
     """
@@ -98,7 +100,7 @@ def make_copy_row(
             **({"micro_ap": metrics.pooled} if metrics.pooled else {}),
         },
         settings={**result.settings, "num_negative_queries": int(np.count_nonzero(~candidates.has_positives))},
-        seconds=seconds,
+        seconds={"features": features_s, "evaluate": result.evaluate_s},
         device=device,
         seed=seed,
         details=result.details,

@@ -21,7 +21,7 @@ from patchssl.evaluate.index import CosineIndex
 from patchssl.evaluate.results import Scored
 from patchssl.evaluate.score_normalisation import ScoreNormalisation
 
-__all__ = ["PROTOCOLS", "evaluate", "prepare", "row_of", "score"]
+__all__ = ["PROTOCOLS", "evaluate", "prepare", "score"]
 
 
 def prepare(backbone: Backbone, protocol: str, *, image_size: int | None = None) -> Backbone:
@@ -44,6 +44,7 @@ def evaluate(
     whitening: str | None = None,
     normalise_scores: bool | None = None,
     normalisation: ScoreNormalisation | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> CopyResult:
     """Search the references of all queries.
 
@@ -56,11 +57,13 @@ def evaluate(
         whitening: `uncentred`, `centred` or `none`.
         normalise_scores: take from scores what a query's nearest training images score.
         normalisation: how; of None as SSCD does.
+        told: further settings for the row, such as how the ground truth names images.
 
     Raises:
         ConfigError: an option is out of range, changes nothing, or needs a part that is not there.
         DataError: features cannot be searched, contradict the truth, or distractors hold a query.
     """
+    start = time.perf_counter()
     plan = make_plan(
         protocol,
         features,
@@ -75,7 +78,7 @@ def evaluate(
         check_distractors(parts)
     places = place_positives(parts[QUERIES], parts[REFERENCES], truth)
     descriptors = make_descriptors(parts, plan)
-    biases, told = _biases(descriptors, plan.normalisation)
+    biases, normalised = _biases(descriptors, plan.normalisation)
     database = np.concatenate([descriptors.parts[part] for part in (REFERENCES, DISTRACTORS) if part in parts])
     # So many more that ties cannot help: see candidates_of_neighbours.
     width = min(len(database), plan.k + max(map(len, places.rows)))
@@ -83,10 +86,22 @@ def evaluate(
     candidates = candidates_of_neighbours(
         similarities, rows, places.rows, places.num_positives, k=plan.k, biases=biases
     )
-    ids = parts[QUERIES].ids
-    assert ids is not None
-    meaning = {"similarity": "cosine", "k": plan.k, **descriptors.settings, **told, "truth": truth.fingerprint()[:12]}
-    return CopyResult(plan.protocol, parts, places.blocks, candidates, meaning, {"index": "Flat"})
+    meaning = {
+        "similarity": "cosine",
+        "k": plan.k,
+        **descriptors.settings,
+        **normalised,
+        "truth": truth.fingerprint()[:12],
+    }
+    return CopyResult(
+        protocol=plan.protocol,
+        parts=parts,
+        blocks=places.blocks,
+        candidates=candidates,
+        meaning=meaning,
+        settings={"index": "Flat", **(told or {})},
+        evaluate_s=time.perf_counter() - start,
+    )
 
 
 def _biases(
@@ -126,7 +141,5 @@ def score(
         ConfigError: as `evaluate`.
         DataError: as `evaluate`.
     """
-    start = time.perf_counter()
     result = evaluate(features, truth, protocol=protocol, **options)
-    seconds = {"features": features_s, "evaluate": time.perf_counter() - start}
-    return make_copy_row(result, seconds=seconds, device=device, seed=seed)
+    return make_copy_row(result, features_s=features_s, device=device, seed=seed)
