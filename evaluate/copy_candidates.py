@@ -10,11 +10,15 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from patchssl.evaluate.blocks import take_rows
 from patchssl.evaluate.metrics import percentile_interval
 from patchssl.evaluate.ranking import average_precision, recall_at, recall_of_ranks, trapezoid_ap
 from patchssl.evaluate.results import Metric
 
 PRECISION = 0.9
+
+_EPS = 1e-12
+_CHUNK_VALUES = 4_000_000
 
 # Zero-based ranks of the right pairs in one list of all, and how many right pairs there are → a fraction.
 PooledMetric = Callable[[NDArray[np.int64], int], float]
@@ -70,6 +74,38 @@ def make_candidates(
         ordered = places[order]
         order = order[np.arange(len(order)) - np.searchsorted(ordered, ordered) < k]
     return Candidates(places[order], scores[order], correct[order], num_positives)
+
+
+def exact_cosines(
+    queries: NDArray[np.float32], database: Sequence[NDArray[np.float32]], rows: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Cosines of neighbours, computed in float64 and rounded to float32.
+
+    A matrix product in float32 gives equal rows similarities that differ in the last bits, by where they lie, so that a
+    right one may stand before its equals.
+
+    Args:
+        queries: (Q, D).
+        database: matrices (m, D) that follow each other.
+        rows: (Q, K) of the database.
+
+    Returns:
+        (Q, K).
+    """
+    cosines = np.empty(rows.shape, np.float32)
+    step = max(1, _CHUNK_VALUES // (rows.shape[1] * queries.shape[1]))
+    for start in range(0, len(queries), step):
+        part = slice(start, start + step)
+        ours = _units(queries[part])  # (q, D)
+        theirs = _units(take_rows(database, rows[part].ravel())).reshape(*rows[part].shape, -1)  # (q, K, D)
+        cosines[part] = np.einsum("qd,qkd->qk", ours, theirs)
+    return cosines
+
+
+def _units(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    values = rows.astype(np.float64)
+    units: NDArray[np.float64] = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), _EPS)
+    return units
 
 
 def candidates_of_neighbours(

@@ -1,4 +1,4 @@
-"""Features of the parts of the data → the descriptors that are searched: whitened and L2-normalised."""
+"""Features of the parts of the data → the descriptors that are searched, whitened where that can be learned."""
 
 import logging
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class Descriptors:
     """What is searched.
 
     Attributes:
-        parts: name → (m, d) float32 unit rows.
+        parts: name → (m, d) float32; their cosines are what counts.
         settings: what a row says of how they were made.
     """
 
@@ -31,7 +31,7 @@ class Descriptors:
 
 
 def make_descriptors(features: Mapping[str, Features], plan: CopyPlan) -> Descriptors:
-    """Whiten, where there is a set to learn from, and L2-normalise.
+    """Whiten, where there is a set to learn from.
 
     Args:
         features: the plan's parts, all of one width.
@@ -48,10 +48,11 @@ def make_descriptors(features: Mapping[str, Features], plan: CopyPlan) -> Descri
                 "there are no images to learn a whitening from, so there is none, which changes the numbers "
                 "(--whitening DIR names them; --whitening-mode none says that none is meant)"
             )
-        return Descriptors(_normalised(searched), {"whitening": plan.whitening})
+        return Descriptors(searched, {"whitening": plan.whitening})
     learned = features[plan.learned_from].features
     if plan.protocol.unit_before:
-        searched, learned = _normalised(searched), normalise_rows(learned)
+        searched = {name: normalise_rows(part) for name, part in searched.items()}
+        learned = normalise_rows(learned)
     whitening = fit(learned, centred=plan.whitening == CENTRED, dim=plan.protocol.whitening_dim)
     _tell_narrow(whitening, learned.shape[1], plan)
     settings = {
@@ -61,7 +62,7 @@ def make_descriptors(features: Mapping[str, Features], plan: CopyPlan) -> Descri
         "whitening_images": whitening.num_images,
         "l2_before_whitening": plan.protocol.unit_before,
     }
-    return Descriptors(_normalised({name: whitening.apply(part) for name, part in searched.items()}), settings)
+    return Descriptors({name: whitening.apply(part) for name, part in searched.items()}, settings)
 
 
 def _tell_narrow(whitening: Whitening, width: int, plan: CopyPlan) -> None:
@@ -81,7 +82,3 @@ def _tell_narrow(whitening: Whitening, width: int, plan: CopyPlan) -> None:
             whitening.num_images,
             width,
         )
-
-
-def _normalised(parts: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    return {name: normalise_rows(part) for name, part in parts.items()}

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from patchssl.backbones import Backbone
 from patchssl.data.copy_truth import CopyTruth
 from patchssl.evaluate.checks import check_parts
-from patchssl.evaluate.copy_candidates import candidates_of_neighbours
+from patchssl.evaluate.copy_candidates import candidates_of_neighbours, exact_cosines
 from patchssl.evaluate.copy_descriptors import Descriptors, make_descriptors
 from patchssl.evaluate.copy_places import check_distractors, place_positives
 from patchssl.evaluate.copy_plan import DISTRACTORS, QUERIES, REFERENCES, TRAINING, make_plan
 from patchssl.evaluate.copy_protocols import PROTOCOLS, named_protocol
 from patchssl.evaluate.copy_row import CopyResult, make_copy_row
 from patchssl.evaluate.features import Features
-from patchssl.evaluate.index import CosineIndex
+from patchssl.evaluate.factory import FLAT, search
 from patchssl.evaluate.results import Scored
 from patchssl.evaluate.score_normalisation import ScoreNormalisation
 
@@ -44,7 +44,10 @@ def evaluate(
     whitening: str | None = None,
     normalise_scores: bool | None = None,
     normalisation: ScoreNormalisation | None = None,
+    index: str = FLAT,
+    index_parameters: str | None = None,
     told: Mapping[str, Any] | None = None,
+    seed: int = 0,
 ) -> CopyResult:
     """Search the references of all queries.
 
@@ -57,7 +60,11 @@ def evaluate(
         whitening: `uncentred`, `centred` or `none`.
         normalise_scores: take from scores what a query's nearest training images score.
         normalisation: how; of None as SSCD does.
+        index: how the database is searched, as `patchssl.evaluate.factory.search` has it; trained on the training
+            images where they are needed anyway, else on the database.
+        index_parameters: of the search.
         told: further settings for the row, such as how the ground truth names images.
+        seed: of samples that an index is trained on.
 
     Raises:
         ConfigError: an option is out of range, changes nothing, or needs a part that is not there.
@@ -79,18 +86,30 @@ def evaluate(
     places = place_positives(parts[QUERIES], parts[REFERENCES], truth)
     descriptors = make_descriptors(parts, plan)
     biases, normalised = _biases(descriptors, plan.normalisation)
-    database = np.concatenate([descriptors.parts[part] for part in (REFERENCES, DISTRACTORS) if part in parts])
+    database = [descriptors.parts[part] for part in (REFERENCES, DISTRACTORS) if part in parts]
     # So many more that ties cannot help: see candidates_of_neighbours.
-    width = min(len(database), plan.k + max(map(len, places.rows)))
-    similarities, rows = CosineIndex(database).search(descriptors.parts[QUERIES], width)
+    width = min(sum(map(len, database)), plan.k + max(map(len, places.rows)))
+    found = search(
+        descriptors.parts[QUERIES],
+        database,
+        width,
+        index=index,
+        parameters=index_parameters,
+        training=descriptors.parts.get(TRAINING),
+        seed=seed,
+    )
+    similarities = found.similarities
+    if index == FLAT:
+        similarities = exact_cosines(descriptors.parts[QUERIES], database, found.rows)
     candidates = candidates_of_neighbours(
-        similarities, rows, places.rows, places.num_positives, k=plan.k, biases=biases
+        similarities, found.rows, places.rows, places.num_positives, k=plan.k, biases=biases
     )
     meaning = {
         "similarity": "cosine",
         "k": plan.k,
         **descriptors.settings,
         **normalised,
+        "index": index if index_parameters is None else f"{index} ({index_parameters})",
         "truth": truth.fingerprint()[:12],
     }
     return CopyResult(
@@ -99,7 +118,8 @@ def evaluate(
         blocks=places.blocks,
         candidates=candidates,
         meaning=meaning,
-        settings={"index": "Flat", **(told or {})},
+        settings=dict(told or {}),
+        details={} if found.report is None else {"index": found.report.as_details()},
         evaluate_s=time.perf_counter() - start,
     )
 
@@ -111,7 +131,7 @@ def _biases(
         return None, {"score_normalisation": None}
     training = descriptors.parts[TRAINING]
     num = min(normalisation.num_neighbours, len(training))
-    similarities, _ = CosineIndex(training).search(descriptors.parts[QUERIES], num)
+    similarities = search(descriptors.parts[QUERIES], training, num).similarities
     told = {"beta": normalisation.beta, "neighbours": [normalisation.first, normalisation.last]}
     return normalisation.biases(similarities), {"score_normalisation": told}
 

@@ -57,6 +57,7 @@ _OF_FEATURES = (
     "all pairs of normalised scores. generic: the features of dino, metrics of both kinds.",
 )
 @copy_options
+@index_options
 @model_options
 @compute_options
 @seed_option()
@@ -71,6 +72,7 @@ def copydetect(
     data: Path | None,
     model: str | None,
     protocol: str | None,
+    index_options: IndexOptions,
     model_options: ModelOptions,
     compute: ComputeOptions,
     seed: int,
