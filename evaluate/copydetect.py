@@ -16,8 +16,8 @@ from patchssl.evaluate.copy_places import check_distractors, place_positives
 from patchssl.evaluate.copy_plan import DISTRACTORS, QUERIES, REFERENCES, TRAINING, make_plan
 from patchssl.evaluate.copy_protocols import PROTOCOLS, named_protocol
 from patchssl.evaluate.copy_row import CopyResult, make_copy_row
-from patchssl.evaluate.features import Features
 from patchssl.evaluate.factory import FLAT, search
+from patchssl.evaluate.features import Features
 from patchssl.evaluate.results import Scored
 from patchssl.evaluate.score_normalisation import ScoreNormalisation
 

@@ -11,9 +11,11 @@ import click
 from patchssl.cli.bundles import (
     OF_IMAGES,
     ComputeOptions,
+    IndexOptions,
     ModelOptions,
     compute_options,
     features_are_given,
+    index_options,
     is_given,
     model_options,
 )
@@ -42,6 +44,8 @@ _OF_FEATURES = (
     "score_normalisation",
     "beta",
     "neighbours",
+    "index",
+    "index_parameters",
 )
 
 
@@ -104,14 +108,19 @@ def copydetect(
     from patchssl.evaluate.results import record
 
     start = time.perf_counter()
+    options = {
+        **choices.scoring(),
+        **{"index": index_options.index, "index_parameters": index_options.parameters},
+        "seed": seed,
+    }
     if choices.predictions is not None:
         result = _of_predictions(choices, protocol)
     elif from_files:
-        result = _of_features(choices, protocol)
+        result = _of_features(choices, protocol, options)
     else:
         assert data is not None
         assert model is not None
-        found = _of_images(data, model, protocol, choices, model_options, compute, seed=seed, quiet=quiet)
+        found = _of_images(data, model, protocol, choices, options, model_options, compute, quiet=quiet)
         if found is None:
             return
         result = found
@@ -189,7 +198,7 @@ def _of_predictions(choices: CopyChoices, protocol: str | None) -> "CopyResult":
     return evaluate_predictions(read_predictions(choices.predictions), pairs, protocol=chosen, k=choices.k)
 
 
-def _of_features(choices: CopyChoices, protocol: str | None) -> "CopyResult":
+def _of_features(choices: CopyChoices, protocol: str | None, options: Mapping[str, Any]) -> "CopyResult":
     from patchssl.data.groundtruth import make_truth, read_groundtruth
     from patchssl.errors import DataError
     from patchssl.evaluate.copydetect import evaluate
@@ -210,7 +219,7 @@ def _of_features(choices: CopyChoices, protocol: str | None) -> "CopyResult":
             raise DataError(f"{files[part]} holds no array `ids`; the ground truth names images by them")
         ids[part] = [str(image) for image in named]
     truth, names = make_truth(pairs, ids["queries"], ids["references"])
-    return evaluate(features, truth, protocol=chosen, told={"names": names}, **choices.scoring())
+    return evaluate(features, truth, protocol=chosen, told={"names": names}, **options)
 
 
 def _of_images(
@@ -218,10 +227,10 @@ def _of_images(
     model: str,
     protocol: str | None,
     choices: CopyChoices,
+    options: Mapping[str, Any],
     model_options: ModelOptions,
     compute: ComputeOptions,
     *,
-    seed: int,
     quiet: bool,
 ) -> "CopyResult | None":
     """The result; None in processes that do not report."""
@@ -247,13 +256,13 @@ def _of_images(
     tokens = choices.tokens or chosen.tokens
     if any(part.kind == "patches" for part in parse_tokens(tokens)):
         raise click.UsageError("--tokens patches is no descriptor of an image; take mean or gem of them")
-    backbone = _backbone(model, chosen.name, model_options, compute, seed)
+    backbone = _backbone(model, chosen.name, model_options, compute, options["seed"])
     sources = {part: source for part, source in data.sources.items() if part in plan.parts}
     computed = compute_features(sources, backbone, [tokens], compute=compute, quiet=quiet)
     if not is_reporting():
         return None
     features = {part: found[tokens] for part, found in computed.items()}
-    return evaluate(features | loaded, data.truth, protocol=chosen.name, told=data.told, **choices.scoring())
+    return evaluate(features | loaded, data.truth, protocol=chosen.name, told=data.told, **options)
 
 
 def _backbone(model: str, protocol: str, options: ModelOptions, compute: ComputeOptions, seed: int) -> "Backbone":
