@@ -108,8 +108,22 @@ def recall_at_precision(scores: ArrayLike, correct: ArrayLike, num_positives: in
     Raises:
         DataError: as micro_ap.
     """
-    ranks = _checked(np.flatnonzero(_by_score(scores, correct)), num_positives)
-    reached = np.flatnonzero((np.arange(len(ranks)) + 1) / (ranks + 1) >= precision)
+    return recall_of_ranks(np.flatnonzero(_by_score(scores, correct)), num_positives, precision)
+
+
+def recall_of_ranks(ranks: ArrayLike, num_positives: int, precision: float) -> float:
+    """The largest recall at which a ranking is still right often enough, 0 if it never is.
+
+    Args:
+        ranks: of the positives that were found.
+        num_positives: in the whole ground truth, at least 1.
+        precision: to be reached, in (0, 1].
+
+    Raises:
+        DataError: as trapezoid_ap.
+    """
+    found = _checked(ranks, num_positives)
+    reached = np.flatnonzero((np.arange(len(found)) + 1) / (found + 1) >= precision)
     return float((reached[-1] + 1) / num_positives) if len(reached) else 0.0
 
 
