@@ -1,6 +1,7 @@
 """What features must be before anything is learned from them, and the places of their labels among the classes."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,11 +50,41 @@ def check_pair(train: Features, test: Features) -> None:
         raise DataError(
             f"training features are {train.dim} wide, test features {test.dim}; both must come from one model"
         )
-    ours, theirs = (meta_part(part, "settings") for part in (train, test))
-    differing = [name for name in sorted(ours.keys() & theirs.keys() - _ROUNDING) if ours[name] != theirs[name]]
-    if differing:
-        told = "; ".join(f"{name} {ours[name]!r} and {theirs[name]!r}" for name in differing)
+    told = _differing(train, test)
+    if told:
         raise DataError(f"training and test features were made differently ({told}); make both with the same settings")
+
+
+def _differing(first: Features, second: Features) -> str:
+    """The settings that both tell and that differ, in words."""
+    ours, theirs = (meta_part(part, "settings") for part in (first, second))
+    differing = [name for name in sorted(ours.keys() & theirs.keys() - _ROUNDING) if ours[name] != theirs[name]]
+    return "; ".join(f"{name} {ours[name]!r} and {theirs[name]!r}" for name in differing)
+
+
+def check_parts(parts: Mapping[str, Features]) -> None:
+    """Check the parts of a search alone, and that they belong together.
+
+    Args:
+        parts: by name, for instance `database` and `queries`; with or without labels.
+
+    Raises:
+        DataError: as check_values and check_ids, or the widths differ, or the settings that parts were made with.
+    """
+    for name, part in parts.items():
+        check_values(name, part)
+        check_ids(name, part)
+    (first, learned), *others = parts.items()
+    for name, part in others:
+        if part.dim != learned.dim:
+            raise DataError(
+                f"{first} features are {learned.dim} wide, {name} features {part.dim}; all must come from one model"
+            )
+        told = _differing(learned, part)
+        if told:
+            raise DataError(
+                f"{first} and {name} features were made differently ({told}); make all with the same settings"
+            )
 
 
 def check_features(name: str, part: Features) -> None:
@@ -66,10 +97,23 @@ def check_features(name: str, part: Features) -> None:
     Raises:
         DataError: it is empty, has no labels, or holds non-finite values.
     """
+    if len(part) and part.dim and part.labels is None:
+        raise DataError(f"the {name} features have no labels; classification needs an array `labels`")
+    check_values(name, part)
+
+
+def check_values(name: str, part: Features) -> None:
+    """Refuse features that give no number, whether they have labels or not.
+
+    Args:
+        name: of the part, for instance `database`.
+        part: (M, D).
+
+    Raises:
+        DataError: it is empty, or holds non-finite values.
+    """
     if len(part) == 0 or part.dim == 0:
         raise DataError(f"the {name} features are empty: shape {part.features.shape}")
-    if part.labels is None:
-        raise DataError(f"the {name} features have no labels; classification needs an array `labels`")
     bad = np.flatnonzero(~np.isfinite(part.features).all(axis=1))
     if len(bad):
         first = [str(part.ids[row]) if part.ids is not None else f"row {row}" for row in bad[:_NUM_NAMED]]
