@@ -14,7 +14,7 @@ Matrices = NDArray[np.float32] | Sequence[NDArray[np.float32]]
 _CHECK_BYTES = 64 * 2**20
 
 
-def as_parts(matrices: Matrices) -> tuple[NDArray[np.float32], ...]:
+def as_parts(matrices: Matrices, name: str = "database") -> tuple[NDArray[np.float32], ...]:
     """The matrices without those that have no rows.
 
     Raises:
@@ -23,10 +23,10 @@ def as_parts(matrices: Matrices) -> tuple[NDArray[np.float32], ...]:
     given = (matrices,) if isinstance(matrices, np.ndarray) else tuple(matrices)
     shapes = [part.shape for part in given]
     if any(len(shape) != 2 for shape in shapes) or len({shape[1] for shape in shapes}) > 1:
-        raise DataError(f"the database has the shapes {shapes}; needed: (rows, D) with one width D")
+        raise DataError(f"the {name} has the shapes {shapes}; needed: (rows, D) with one width D")
     parts = tuple(part for part in given if part.size)
     if not parts:
-        raise DataError(f"the database is empty: shapes {shapes}")
+        raise DataError(f"the {name} is empty: shapes {shapes}")
     return parts
 
 
@@ -48,6 +48,25 @@ def take_rows(parts: Sequence[NDArray[np.float32]], rows: NDArray[np.int64]) -> 
         chosen = places == place
         taken[chosen] = parts[place][rows[chosen] - (ends[place] - len(parts[place]))]
     return taken
+
+
+def refuse_non_finite(norms: NDArray[np.floating[Any]], name: str, rows: Sequence[int] | NDArray[np.int64]) -> None:
+    """Refuse features whose norms (m,) show values that are NaN, infinite or too large to be squared.
+
+    Args:
+        norms: of some features.
+        name: of the matrix, for instance `database`.
+        rows: (m,) their places in it.
+
+    Raises:
+        DataError: there are such.
+    """
+    bad = np.flatnonzero(~np.isfinite(norms))
+    if len(bad):
+        raise DataError(
+            f"{len(bad)} of {len(norms)} {name} features hold NaN or infinite values, the first of them row "
+            f"{rows[bad[0]]}; the weights may be broken, or fp16 too narrow: try fp32"
+        )
 
 
 def non_finite_rows(matrix: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchssl.errors import DataError
-from patchssl.evaluate.blocks import Matrices, as_parts, row_blocks, take_rows
+from patchssl.evaluate.blocks import Matrices, as_parts, refuse_non_finite, row_blocks, take_rows
 
 BLOCK_VALUES = 4_000_000
 """Float64 values of a block of the database, and of its similarities to a chunk of queries: 32 MB each."""
@@ -63,14 +63,15 @@ def full_ranks(
     own = np.full(len(queries), -1, np.int64) if own is None else own
     _check_rows(len(queries), num_rows, listed, ignored, own)
     asked = np.flatnonzero([len(rows) for rows in listed])
-    thresholds = {query: _similarities_of(queries[query], parts, listed[query]) for query in asked}
+    thresholds = {query: _similarities_of(queries, query, parts, listed[query]) for query in asked}
     counts = {query: np.zeros(len(listed[query]), np.int64) for query in asked}
     for start, block in row_blocks(parts, max(1, block_values // parts[0].shape[1])):
-        rows = _units(block, "database", start)
+        rows = _units(block, "database", range(start, start + len(block)))
         step = max(1, block_values // len(rows))
         for first in range(0, len(asked), step):
             chunk = asked[first : first + step]
-            for query, found in zip(chunk, _similarities(_units(queries[chunk], "query"), rows), strict=True):
+            similarities = _similarities(_units(queries[chunk], "query", chunk), rows)
+            for query, found in zip(chunk, similarities, strict=True):
                 for left_out in (listed[query], ignored[query], own[query : query + 1]):
                     inside = left_out[(left_out >= start) & (left_out < start + len(rows))]
                     found[inside - start] = -np.inf
@@ -107,17 +108,11 @@ def _check_rows(
             raise DataError(f"query {query} lists {both} rows that are to be ignored, or are the query itself")
 
 
-def _units(features: NDArray[np.float32], name: str, start: int | None = None) -> NDArray[np.float64]:
+def _units(features: NDArray[np.float32], name: str, places: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
     """Rows (m, D) divided by their L2 norms, which float64 makes equal for equal rows."""
     rows = features.astype(np.float64)
     norms = np.sqrt(np.einsum("md,md->m", rows, rows))
-    bad = np.flatnonzero(~np.isfinite(norms))
-    if len(bad):
-        where = "" if start is None else f", the first of them row {start + int(bad[0])}"
-        raise DataError(
-            f"{len(bad)} of {len(rows)} {name} features hold NaN or infinite values{where}; the weights may be broken, "
-            "or fp16 too narrow: try fp32"
-        )
+    refuse_non_finite(norms, name, places)
     rows /= np.maximum(norms, _EPS)[:, None]
     return rows
 
@@ -128,11 +123,11 @@ def _similarities(queries: NDArray[np.float64], rows: NDArray[np.float64]) -> ND
 
 
 def _similarities_of(
-    query: NDArray[np.float32], parts: Sequence[NDArray[np.float32]], rows: NDArray[np.int64]
+    queries: NDArray[np.float32], query: int, parts: Sequence[NDArray[np.float32]], rows: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """The similarities (L,) of some rows to a query, ascending."""
-    found = _similarities(_units(query[None], "query"), _units(take_rows(parts, rows), "database"))
-    return np.sort(found[0])
+    unit = _units(queries[query][None], "query", [query])
+    return np.sort(_similarities(unit, _units(take_rows(parts, rows), "database", rows))[0])
 
 
 def _num_reaching(similarities: NDArray[np.float32], thresholds: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine similarity, with FAISS."""
+"""Exact nearest neighbours by cosine similarity, with FAISS."""
 
 import logging
 
@@ -6,7 +6,12 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from patchssl.evaluate.blocks import Matrices, as_parts, refuse_non_finite, row_blocks
+
 logger = logging.getLogger(__name__)
+
+BLOCK_BYTES = 256 * 2**20
+"""A block of a database that is searched at once; FAISS holds it normalised, and it is held twice while it is added."""
 
 _EPS = 1e-12
 _CHUNK_VALUES = 4_000_000
@@ -26,6 +31,21 @@ def normalise_rows(features: NDArray[np.float32]) -> NDArray[np.float32]:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     rows /= np.maximum(norms, _EPS)
     return rows
+
+
+def finite_units(features: NDArray[np.float32], name: str, start: int = 0) -> NDArray[np.float32]:
+    """Normalise rows as `normalise_rows` does, but refuse those that give no number.
+
+    Args:
+        features: (m, D).
+        name: of the matrix that they are of, for instance `database`.
+        start: the place of the first of them in it.
+
+    Raises:
+        DataError: a row holds NaN or infinite values.
+    """
+    refuse_non_finite(np.linalg.norm(features, axis=1), name, range(start, start + len(features)))
+    return normalise_rows(features)
 
 
 class CosineIndex:
@@ -90,6 +110,47 @@ class CosineIndex:
                 "%d queries have over %d equally similar neighbours: the features may have collapsed", len(tied), limit
             )
         return found, rows
+
+
+def exact_search(
+    queries: NDArray[np.float32], database: Matrices, k: int, *, block_bytes: int = BLOCK_BYTES
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Find the k most similar rows of each query as `CosineIndex` does, in a database of which one block is held.
+
+    Args:
+        queries: (Q, D), normalised here.
+        database: M rows of width D, as a matrix or several that follow each other, also mapped from disk.
+        k: 1 <= k <= M.
+        block_bytes: size of a block; the results do not depend on it.
+
+    Returns:
+        similarities (Q, k) descending, and rows (Q, k), of equal similarities the lower row first.
+
+    Raises:
+        DataError: the database is empty, or features hold NaN or infinite values.
+    """
+    parts = as_parts(database)
+    if not 1 <= k <= sum(map(len, parts)):
+        raise ValueError(f"k is {k}; allowed: 1 to {sum(map(len, parts))}, the number of rows")
+    step = max(1, block_bytes // (4 * parts[0].shape[1]))
+    for start, block in row_blocks((queries,), step):
+        refuse_non_finite(np.linalg.norm(block, axis=1), "query", range(start, start + len(block)))
+    best = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    for start, block in row_blocks(parts, step):
+        refuse_non_finite(np.linalg.norm(block, axis=1), "database", range(start, start + len(block)))
+        found, rows = CosineIndex(block).search(queries, min(k, len(block)))
+        best = _merged(best, (found, rows + start), k)
+    return best
+
+
+def _merged(
+    first: tuple[NDArray[np.float32], NDArray[np.int64]], second: tuple[NDArray[np.float32], NDArray[np.int64]], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The best k of two lists for each query, of which the second holds higher rows."""
+    if not first[0].shape[1]:
+        return second
+    found, rows = _ordered(*(np.concatenate(both, axis=1) for both in zip(first, second, strict=True)))
+    return found[:, :k], rows[:, :k]
 
 
 def _ordered(

@@ -154,7 +154,7 @@ NAN[5, 1] = np.nan
         ({"database": np.empty((0, 2), np.float32)}, "the database is empty"),
         ({"database": []}, "the database is empty"),
         ({"database": [BY_HAND, np.ones((2, 3), np.float32)]}, r"shapes \[\(7, 2\), \(2, 3\)\]; needed: .* one width"),
-        ({"database": NAN}, "1 of 2 database features hold NaN .* row 5"),
+        ({"database": NAN}, "1 of 2 database features hold NaN .*, the first of them row 5"),
         ({"queries": NAN[5:6]}, "1 of 1 query features hold NaN"),
         ({"listed": []}, "listed rows are given for 0 queries; there are 1"),
         ({"listed": [rows(7)]}, "query 0 has listed rows from 7 to 7; allowed: 0 to 6"),
