@@ -120,7 +120,8 @@ def evaluate(gallery: Features, queries: Features | None = None) -> ClassResult:
         for query, found in zip(chosen, ranks, strict=True):
             for name, value in _metrics(found, len(found), names).items():
                 values[name][query] = value
-    return ClassResult(values, positives.nums, num_candidates, 0 if queries is None else int(np.count_nonzero(own >= 0)))
+    num_own = 0 if queries is None else int(np.count_nonzero(own >= 0))
+    return ClassResult(values, positives.nums, num_candidates, num_own)
 
 
 def score(
@@ -182,9 +183,7 @@ def chance(result: ClassResult) -> dict[str, float]:
 class _Positives:
     """The images of the gallery that are right for each query."""
 
-    def __init__(
-        self, gallery: NDArray[np.int64], queries: NDArray[np.int64], own: NDArray[np.int64]
-    ) -> None:
+    def __init__(self, gallery: NDArray[np.int64], queries: NDArray[np.int64], own: NDArray[np.int64]) -> None:
         self.order = np.argsort(gallery, kind="stable")
         ordered = gallery[self.order]
         self.starts, self.ends = (np.searchsorted(ordered, queries, side=side) for side in ("left", "right"))

@@ -42,9 +42,7 @@ def write_query_table(path: Path, ranked: RankedQueries, values: Mapping[str, ND
         raise DataError(f"the table of queries cannot be written to {path}: {error.strerror or error}") from None
 
 
-def _cells(
-    ranked: RankedQueries, values: Mapping[str, NDArray[np.float64]], number: int, difficulty: str
-) -> list[Any]:
+def _cells(ranked: RankedQueries, values: Mapping[str, NDArray[np.float64]], number: int, difficulty: str) -> list[Any]:
     num = int(ranked.num_positives[difficulty][number])
     if num == 0:
         return [num, "", "", "", "", ""]

@@ -25,10 +25,11 @@ from patchssl.data.revisited_truth import RevisitedTruth
 from patchssl.errors import ConfigError, DataError
 from patchssl.evaluate.alignment import name_of
 from patchssl.evaluate.checks import check_parts
+from patchssl.evaluate.factory import FLAT
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.ranking import precision_at_revisited, trapezoid_ap
 from patchssl.evaluate.results import Scored
-from patchssl.evaluate.revisited_ranks import DIFFICULTIES, FULL, RankedQueries, rank_queries
+from patchssl.evaluate.revisited_ranks import DIFFICULTIES, RankedQueries, rank_queries
 from patchssl.evaluate.scoring import make_row
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ def score(
     *,
     protocol: str = "official",
     crop_queries: bool | None = None,
-    index: str = FULL,
+    index: str = FLAT,
     depth: int = DEPTH,
     features_s: float = 0.0,
     device: str = "cpu",
@@ -145,7 +146,7 @@ def score_with_ranks(
     *,
     protocol: str,
     crop_queries: bool | None,
-    index: str = FULL,
+    index: str = FLAT,
     depth: int = DEPTH,
     features_s: float = 0.0,
     device: str = "cpu",
@@ -159,7 +160,7 @@ def score_with_ranks(
     depth = min(depth, sum(len(part) for name, part in features.items() if name != "queries"))
     ranked = rank_queries(features, truth, index=index, depth=depth, seed=seed)
     values = metric_values(ranked)
-    approximate = {} if index == FULL else {"depth": depth}
+    approximate = {} if index == FLAT else {"depth": depth}
     scored = make_row(
         task="retrieval",
         protocol=protocol,
@@ -206,7 +207,9 @@ def metric_values(ranked: RankedQueries) -> dict[str, NDArray[np.float64]]:
         counts = ranked.num_positives[difficulty]
         if not counts.any():
             if difficulty == "medium":
-                raise DataError(f"none of the {len(counts)} queries has an easy or hard image; there is nothing to find")
+                raise DataError(
+                    f"none of the {len(counts)} queries has an easy or hard image; there is nothing to find"
+                )
             logger.warning("no query has %s images: map_%s is left out", difficulty, difficulty)
             continue
         found = list(zip(ranked.ranks[difficulty], counts.tolist(), strict=True))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from patchssl.data.revisited_truth import RevisitedTruth
 from patchssl.evaluate.alignment import rows_by_name
-from patchssl.evaluate.factory import search
+from patchssl.evaluate.factory import FLAT, search
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.full_ranking import full_ranks
 
@@ -22,7 +22,6 @@ DIFFICULTIES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "medium": (("easy", "hard"), ("junk",)),
     "hard": (("hard",), ("junk", "easy")),
 }
-FULL = "Flat"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -43,7 +42,7 @@ class RankedQueries:
 
 
 def rank_queries(
-    features: Mapping[str, Features], truth: RevisitedTruth, *, index: str = FULL, depth: int, seed: int = 0
+    features: Mapping[str, Features], truth: RevisitedTruth, *, index: str = FLAT, depth: int, seed: int = 0
 ) -> RankedQueries:
     """Rank the database, distractors included, for every query.
 
@@ -70,13 +69,11 @@ def rank_queries(
     }
     queries = features["queries"].features
     report = None
-    if index == FULL:
-        ranks = {
-            difficulty: full_ranks(queries, database, *lists) for difficulty, lists in places.items()
-        }
+    if index == FLAT:
+        ranks = {difficulty: full_ranks(queries, database, *lists) for difficulty, lists in places.items()}
     else:
-        found = search(queries, np.concatenate(database), depth, index=index, seed=seed)
-        report = None if found.report is None else found.report.asdict()
+        found = search(queries, database, depth, index=index, seed=seed)
+        report = None if found.report is None else found.report.as_details()
         ranks = {
             difficulty: [
                 ranks_in_list(found.similarities[query], found.rows[query], right, ignored)
@@ -110,9 +107,7 @@ def ranks_in_list(
     return np.flatnonzero(hits[np.lexsort((hits, -similarities[kept]))])
 
 
-def _rows_of(
-    truth: RevisitedTruth, grades: Sequence[str], query: int, rows: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _rows_of(truth: RevisitedTruth, grades: Sequence[str], query: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """The features of the images of some grades, those that could be read."""
     found = rows[np.concatenate([getattr(truth, grade)[query] for grade in grades])]
     return found[found >= 0]

@@ -166,8 +166,9 @@ def _bytes(content: Any) -> bytes:
 
 
 class _Plain:
-    """Puts arrays in the place of their stand-ins; what is referred to twice is made once, or a few bytes could name
-    more objects than there is memory for.
+    """Puts arrays in the place of their stand-ins.
+
+    What is referred to twice is made once, or a few bytes could name more objects than there is memory for.
     """
 
     def __init__(self) -> None:

@@ -121,10 +121,10 @@ def _check_images(folder: Path, truth: RevisitedTruth) -> None:
         name for name in named if f"{name}.jpg" not in present and not (folder / _IMAGES / f"{name}.jpg").is_file()
     ]
     if missing:
+        first = ", ".join(f"{name}.jpg" for name in missing[:_NUM_NAMED])
         raise DataError(
             f"{len(missing)} of the {len(named)} images that {truth.name} names are missing in {folder / _IMAGES} "
-            f"({', '.join(f'{name}.jpg' for name in missing[:_NUM_NAMED])}{', …' if len(missing) > _NUM_NAMED else ''}); "
-            f"it holds {len(present)} files. {_HOME}"
+            f"({first}{', …' if len(missing) > _NUM_NAMED else ''}); it holds {len(present)} files. {_HOME}"
         )
 
 

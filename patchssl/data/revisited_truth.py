@@ -79,7 +79,9 @@ def load_truth(path: Path) -> RevisitedTruth:
     gnd = content["gnd"]
     if not isinstance(gnd, Sequence) or len(gnd) != len(queries):
         told = f"{len(gnd)} entries" if isinstance(gnd, Sequence) else f"a {type(gnd).__name__}"
-        raise DataError(f"{path}: gnd must be a list with an entry for each of the {len(queries)} queries; it is {told}")
+        raise DataError(
+            f"{path}: gnd must be a list with an entry for each of the {len(queries)} queries; it is {told}"
+        )
     entries = [
         _Entry(f"{path}: gnd[{number}] (query {name})", entry, len(database))
         for number, (name, entry) in enumerate(zip(queries, gnd, strict=True))
@@ -178,7 +180,7 @@ class _Entry:
         left, top, right, bottom = map(float, ends)
         if right <= left or bottom <= top:
             raise DataError(
-                f"{self.place}: the box {[left, top, right, bottom]} is empty; right must be above left, bottom above top"
+                f"{self.place}: the box {ends.tolist()} is empty; right must be above left, bottom above top"
             )
         return left, top, right, bottom
 

@@ -37,7 +37,11 @@ def test_what_lies_outside_is_black_as_in_pillow() -> None:
 def test_everything_else_is_the_source() -> None:
     source = BoxedSource(WHOLE, (None, None, (1, 1, 2, 2)))
     assert len(source) == 3
-    assert (source.ids, source.classes, source.name, source.location) == (("a", "b", "c"), ("x", "y"), *("name", "location"))
+    assert (source.ids, source.classes, source.name, source.location) == (
+        ("a", "b", "c"),
+        ("x", "y"),
+        *("name", "location"),
+    )
     assert source.labels is WHOLE.labels
     assert pickle.loads(pickle.dumps(source)).read(2).size == (1, 1)
 
@@ -46,7 +50,12 @@ def test_fingerprint_and_state_follow_boxes_and_images(tmp_path: Path) -> None:
     for name in "ab":
         Image.fromarray(PIXELS[0]).save(tmp_path / f"{name}.png")
     files = FileSource(tmp_path, ("a.png", "b.png"), None, (), "name", "location", apply_exif=False)
-    boxes: list[tuple[Box | None, ...]] = [(None, None), ((1, 1, 5, 5), None), (None, (1, 1, 5, 5)), ((1, 1, 5, 5.5), None)]
+    boxes: list[tuple[Box | None, ...]] = [
+        (None, None),
+        ((1, 1, 5, 5), None),
+        (None, (1, 1, 5, 5)),
+        ((1, 1, 5, 5.5), None),
+    ]
     sources = [BoxedSource(files, chosen) for chosen in boxes]
     assert len({source.fingerprint() for source in [*sources, files]}) == 5
     assert len({source.state() for source in [*sources, files]}) == 5
