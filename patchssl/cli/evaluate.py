@@ -7,6 +7,7 @@ from patchssl.cli.lazy import Entry, LazyGroup
 TASKS = {
     "knn": Entry("patchssl.cli.eval_knn:knn", "Classify by the nearest training images."),
     "linear": Entry("patchssl.cli.eval_linear:linear", "Classify by a linear layer on frozen features."),
+    "retrieval": Entry("patchssl.cli.eval_retrieval:retrieval", "Find images of the same place or class."),
 }
 
 

@@ -121,8 +121,8 @@ def test_files_that_are_no_ground_truth_are_refused(tmp_path: Path) -> None:
         load_truth(tmp_path / "gnd.yaml")
     with pytest.raises(DataError, match="cannot be read: No such file"):
         load_truth(tmp_path / "gnd_none.json")
+    (tmp_path / "gnd_y.pkl").write_bytes(pickle.dumps({"imlist": print}))
     with pytest.raises(DataError, match=r"is refused: it asks for builtins\.print"):
-        (tmp_path / "gnd_y.pkl").write_bytes(pickle.dumps({"imlist": print}))
         load_truth(tmp_path / "gnd_y.pkl")
 
 
