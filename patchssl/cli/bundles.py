@@ -265,7 +265,7 @@ def features_are_given(
             raise click.UsageError(f"give DATA and --model, or {told}")
         return False
     if len(given) < len(files):
-        raise click.UsageError(f"{told} belong together; give both")
+        raise click.UsageError(f"{told} belong together; give {'both' if len(files) == 2 else 'all'}")
     if data is not None or model is not None:
         raise click.UsageError(f"give either DATA and --model, or {told}, not both")
     useless = [_flag(name) for name in idle if is_given(context, name)]

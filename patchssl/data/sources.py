@@ -3,6 +3,7 @@
 import logging
 import os
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -67,10 +68,17 @@ def open_labelled(path: str | os.PathLike[str], *, apply_exif: bool = True) -> d
     }
 
 
-def open_classes(path: str | os.PathLike[str], *, apply_exif: bool = True) -> ImageSource:
+def open_classes(
+    path: str | os.PathLike[str], *, apply_exif: bool = True, advice: str = "take --protocol dino"
+) -> ImageSource:
     """Open DATA of `eval knn --protocol leave-one-out`: labelled images without parts for training and testing.
 
     An image folder with a folder per class, or a CSV with the columns path and label.
+
+    Args:
+        path: the folder or file.
+        apply_exif: turn pictures upright.
+        advice: what to do with data that have such parts.
 
     Raises:
         DataError: nothing there, images outside class folders, one class only, or data that have such parts: which of
@@ -80,20 +88,43 @@ def open_classes(path: str | os.PathLike[str], *, apply_exif: bool = True) -> Im
     if data.is_file():
         return classes_table(data, apply_exif=apply_exif)
     if is_cifar(data):
-        raise DataError(
-            f"{data} has a training and a test part; leave-one-out is for data without: take --protocol dino"
-        )
+        raise DataError(f"{data} has a training and a test part; leave-one-out is for data without: {advice}")
     test = _test_folder(data)
     if test is not None and (data / "train").is_dir():
         raise DataError(
             f"{data} has train/ and {test.name}/; leave-one-out is for class folders without such parts: give "
-            f"{data / 'train'} or {test}, or take --protocol dino"
+            f"{data / 'train'} or {test}, or {advice}"
         )
     ids = _in_class_folders(data)
     classes = tuple(sorted({Path(name).parts[0] for name in ids}))
     if len(classes) < 2:
         raise DataError(f"{data} must hold a folder per class, at least two with images; found: {_entries(data)}")
     return _by_class(data, ids, classes, data, str(path), apply_exif=apply_exif)
+
+
+def class_folders(data: Path, folders: Mapping[str, str], *, apply_exif: bool) -> dict[str, ImageSource]:
+    """Labelled images in several folders side by side, each with a folder per class.
+
+    Args:
+        data: where the folders lie.
+        folders: part → name of its folder. Ids begin with it, since images of one name in two folders differ.
+        apply_exif: turn pictures upright.
+
+    Returns:
+        The parts; all have the same classes, in sorted order.
+
+    Raises:
+        DataError: a folder holds no images, or some outside class folders.
+    """
+    ids = {part: _in_class_folders(data / name) for part, name in folders.items()}
+    classes = tuple(sorted({Path(name).parts[0] for names in ids.values() for name in names}))
+    number = {name: index for index, name in enumerate(classes)}
+    parts: dict[str, ImageSource] = {}
+    for part, names in ids.items():
+        labels = np.array([number[Path(name).parts[0]] for name in names], dtype=np.int64)
+        inside = tuple(os.path.join(folders[part], name) for name in names)  # noqa: PTH118 - ids are text
+        parts[part] = FileSource(data, inside, labels, classes, data.resolve().name, str(data), apply_exif)
+    return parts
 
 
 def _test_folder(data: Path) -> Path | None:

@@ -95,7 +95,7 @@ def labelled_table(path: Path, *, apply_exif: bool) -> dict[str, ImageSource]:
         allowed={"split": TRAIN_SPLITS + TEST_SPLITS},
         hint="; images without splits are for eval knn --protocol leave-one-out",
     )
-    _check_repeats(path, rows)
+    check_repeats(path, rows)
     classes = tuple(sorted({row["label"] for row in rows}))
     parts: dict[str, ImageSource] = {}
     for part, splits in (("train", TRAIN_SPLITS), ("test", TEST_SPLITS)):
@@ -119,14 +119,19 @@ def classes_table(path: Path, *, apply_exif: bool) -> FileSource:
             f"{path} has a column split; leave-one-out is for images without splits: leave the column out, or take "
             "--protocol dino"
         )
-    _check_repeats(path, rows)
+    check_repeats(path, rows)
     classes = tuple(sorted({row["label"] for row in rows}))
     if len(classes) < 2:
         raise DataError(f"{path} has one label only, {classes[0]}; at least two classes are needed")
     return _source(path, rows, labelled=True, apply_exif=apply_exif, classes=classes)
 
 
-def _check_repeats(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+def check_repeats(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Refuse an image that stands in several rows.
+
+    Raises:
+        DataError: one does, however its path is written.
+    """
     counts = Counter(os.path.normpath(row["path"]) for row in rows)
     repeated = [name for name, count in counts.items() if count > 1]
     if repeated:
