@@ -414,8 +414,7 @@ def fake_linear(calls: list[tuple[Any, ...]]) -> ModuleType:
         return make_row(
             task="linear",
             protocol=protocol,
-            train=train,
-            test=test,
+            parts={"train": train, "test": test},
             values={"top1": np.ones(len(test), dtype=bool)},
             headline="top1",
             meaning={},
