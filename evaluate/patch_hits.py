@@ -79,7 +79,7 @@ def pixel_patches(pixels: Tensor, grid: tuple[int, int], cells: int) -> Tensor:
 
 
 def _centres(grid: tuple[int, int], like: Tensor) -> Tensor:
-    """x and y (N, 2) of the patches' centres."""
+    """The x and y (N, 2) of the patches' centres."""
     rows, columns = (torch.arange(num, device=like.device, dtype=like.dtype) + 0.5 for num in grid)
     return torch.stack([columns.repeat(grid[0]), rows.repeat_interleave(grid[1])], dim=-1)
 

@@ -127,9 +127,7 @@ class WarpedPairs:
         matrices = np.empty((*pixels.shape[:2], 3, 3))
         numbers = uniforms(self.seed, keys, _GEOMETRY, NUM_PAIR_UNIFORMS).tolist() if images else []
         for row, (image, drawn) in enumerate(zip(images, numbers, strict=True)):
-            matrices[row] = draw_pair(
-                drawn, kinds, height_px=image.height, width_px=image.width, view_px=self.side
-            )
+            matrices[row] = draw_pair(drawn, kinds, height_px=image.height, width_px=image.width, view_px=self.side)
             for view, matrix in enumerate(matrices[row]):
                 pixels[row, view] = render(image, matrix, self.side)
         # (B, V, side, side, 3) -> (B, V, 3, side, side)

@@ -158,9 +158,9 @@ def apply(matrix: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[n
     return np.asarray(moved[..., :2] / moved[..., 2:])
 
 
-def patch_places(first: NDArray[np.float64], second: NDArray[np.float64], grid: tuple[int, int], *, view_px: int) -> (
-    NDArray[np.float64]
-):
+def patch_places(
+    first: NDArray[np.float64], second: NDArray[np.float64], grid: tuple[int, int], *, view_px: int
+) -> NDArray[np.float64]:
     """Where the patches of the first view lie in the second.
 
     Args:
@@ -179,6 +179,6 @@ def patch_places(first: NDArray[np.float64], second: NDArray[np.float64], grid: 
 
 
 def grid_centres(grid: tuple[int, int]) -> NDArray[np.float64]:
-    """x and y of the centres of a grid's H x W patches, row-major, in patches: (H * W, 2)."""
+    """The x and y of the centres of a grid's H x W patches, row-major, in patches: (H * W, 2)."""
     rows, columns = np.indices(grid)
     return np.stack([columns.ravel(), rows.ravel()], axis=-1) + 0.5
