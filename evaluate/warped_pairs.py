@@ -1,8 +1,9 @@
 """Images → views of known geometry, made in loader processes.
 
 A box is resampled once, with Pillow's antialiased bicubic filter. A tilted view takes two steps: its bounding box is
-resized, antialiased, to the resolution that the view has on average, and the view read from that bicubically. Between
-its near and its far end the resolution differs by less than two, so that neither blur nor aliasing shows.
+resized, antialiased, to the resolution that the view has on average, and the view read from that bicubically. Within
+the view the resolution is hardly ever less than half or more than twice that average, which shows neither as blur nor
+as aliasing.
 """
 
 import math
