@@ -113,9 +113,8 @@ def patch_grid(backbone: Backbone) -> tuple[int, int]:
         ConfigError: they are too few to be looked for.
     """
     side = backbone.preprocess.image_px
-    height, width = forward(backbone, torch.zeros(1, 3, side, side, dtype=torch.uint8), [_PATCHES], "fp32")[
-        _PATCHES
-    ].shape[1:3]
+    black = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+    height, width = forward(backbone, black, [_PATCHES], "fp32")[_PATCHES].shape[1:3]
     if min(height, width) < 2:
         raise ConfigError(
             f"{backbone.spec} makes {height} x {width} patches of an image of {side} px; correspondence needs at least "
@@ -212,7 +211,7 @@ def _features(backbone: Backbone, pixels: Tensor, batch_size: int, precision: st
             f"patches of {backbone.spec} hold NaN or infinite values; the weights may be broken, or fp16 too narrow: "
             "try fp32"
         )
-    return patches.unflatten(0, pixels.shape[:2])
+    return patches.view(*pixels.shape[:2], *patches.shape[1:])
 
 
 def _make_row(

@@ -9,6 +9,7 @@ as aliasing.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -88,30 +89,43 @@ class WarpedPairs:
             seed: of geometry and colours.
         """
         self.source, self.kinds, self.side, self.seed = source, tuple(kinds), side, seed
-        # Image by image, so that one with several pairs is seldom read more than once.
-        self.units = [(int(image), pair) for image in images for pair in range(num_pairs)]
-        self.pairs_per_step = pairs_per_step
+        self.images, self.num_pairs, self.pairs_per_step = images, num_pairs, pairs_per_step
 
     def __len__(self) -> int:
-        return -(-len(self.units) // self.pairs_per_step)
+        return -(-len(self.images) * self.num_pairs // self.pairs_per_step)
 
     def units_of(self, step: int) -> list[tuple[int, int]]:
-        """Place in the source and number of each pair of a step."""
-        return self.units[step * self.pairs_per_step : (step + 1) * self.pairs_per_step]
+        """Place in the source and number of each pair of a step.
+
+        They come image by image, so that one with several pairs is seldom read more than once.
+        """
+        end = min((step + 1) * self.pairs_per_step, len(self.images) * self.num_pairs)
+        units = (divmod(number, self.num_pairs) for number in range(step * self.pairs_per_step, end))
+        return [(int(self.images[place]), pair) for place, pair in units]
 
     def __getitem__(self, step: int) -> tuple[WarpedViews, SampleKeys, list[UnreadableImage]]:
         """The views of a step's readable images, their keys (`epoch` is the number of the pair), and what is not."""
-        images: dict[int, Image.Image] = {}
-        bad: dict[int, UnreadableImage] = {}
-        for index in dict.fromkeys(index for index, _ in self.units_of(step)):
+        units = self.units_of(step)
+        indices, numbers = torch.tensor(units, dtype=torch.int64).unbind(1)
+        keys = SampleKeys(numbers, indices)
+        drawn = uniforms(self.seed, keys, _GEOMETRY, NUM_PAIR_UNIFORMS).tolist()
+        pixels = np.empty((len(units), 1 + len(self.kinds), self.side, self.side, 3), dtype=np.uint8)
+        matrices = np.empty((*pixels.shape[:2], 3, 3))
+        kept, bad = list[int](), list[UnreadableImage]()
+        # One image after the other, since some are large.
+        for index, rows in groupby(range(len(units)), lambda row: units[row][0]):
             try:
-                images[index] = self._read(index)
+                image = self._read(index)
             except UnreadableImage as error:
-                bad[index] = error
-        kept = [unit for unit in self.units_of(step) if unit[0] in images]
-        index, pair = (torch.tensor([unit[place] for unit in kept], dtype=torch.int64) for place in (0, 1))
-        keys = SampleKeys(pair, index)
-        return self._views([images[index] for index, _ in kept], keys), keys, list(bad.values())
+                bad.append(error)
+                continue
+            for row in rows:
+                self._make(image, drawn[row], pixels[row], matrices[row])
+                kept.append(row)
+        # (B, V, side, side, 3) -> (B, V, 3, side, side)
+        views = torch.from_numpy(pixels[kept]).permute(0, 1, 4, 2, 3).contiguous()
+        self._recolour(views, keys[kept])
+        return WarpedViews(views, torch.from_numpy(matrices[kept])), keys[kept], bad
 
     def _read(self, index: int) -> Image.Image:
         image = self.source.read(index)
@@ -122,27 +136,21 @@ class WarpedPairs:
             )
         return image
 
-    def _views(self, images: list[Image.Image], keys: SampleKeys) -> WarpedViews:
-        kinds = [KINDS[name] for name in self.kinds]
-        pixels = np.empty((len(images), 1 + len(kinds), self.side, self.side, 3), dtype=np.uint8)
-        matrices = np.empty((*pixels.shape[:2], 3, 3))
-        numbers = uniforms(self.seed, keys, _GEOMETRY, NUM_PAIR_UNIFORMS).tolist() if images else []
-        for row, (image, drawn) in enumerate(zip(images, numbers, strict=True)):
-            matrices[row] = draw_pair(drawn, kinds, height_px=image.height, width_px=image.width, view_px=self.side)
-            for view, matrix in enumerate(matrices[row]):
-                pixels[row, view] = render(image, matrix, self.side)
-        # (B, V, side, side, 3) -> (B, V, 3, side, side)
-        views = torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).contiguous()
-        for view, kind in enumerate(kinds, start=1):
-            if kind.recolour and images:
-                views[:, view] = _recolour(views[:, view], self.seed, keys)
-        return WarpedViews(views, torch.from_numpy(matrices))
+    def _make(
+        self, image: Image.Image, drawn: list[float], pixels: NDArray[np.uint8], matrices: NDArray[np.float64]
+    ) -> None:
+        """Fill in the views (V, side, side, 3) of an image and their matrices (V, 3, 3)."""
+        chosen = [KINDS[name] for name in self.kinds]
+        matrices[:] = draw_pair(drawn, chosen, height_px=image.height, width_px=image.width, view_px=self.side)
+        for view, matrix in enumerate(matrices):
+            pixels[view] = render(image, matrix, self.side)
 
-
-def _recolour(pixels: Tensor, seed: int, keys: SampleKeys) -> Tensor:
-    """Change the colours of views (B, 3, side, side) uint8."""
-    changed = augment(as_float(pixels), RECOLOURING, seed=seed, keys=keys, stream=_COLOUR)
-    return changed.mul_(255).round_().to(torch.uint8)
+    def _recolour(self, views: Tensor, keys: SampleKeys) -> None:
+        """Change the colours of the views (B, V, 3, side, side) uint8 of some kinds, in place."""
+        for view, name in enumerate(self.kinds, start=1):
+            if KINDS[name].recolour and len(keys):
+                changed = augment(as_float(views[:, view]), RECOLOURING, seed=self.seed, keys=keys, stream=_COLOUR)
+                views[:, view] = changed.mul_(255).round_().to(torch.uint8)
 
 
 def render(image: Image.Image, matrix: NDArray[np.float64], side: int) -> NDArray[np.uint8]:

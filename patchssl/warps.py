@@ -180,5 +180,5 @@ def patch_places(
 
 def grid_centres(grid: tuple[int, int]) -> NDArray[np.float64]:
     """The x and y of the centres of a grid's H x W patches, row-major, in patches: (H * W, 2)."""
-    rows, columns = np.indices(grid)
+    rows, columns = np.indices(grid, dtype=np.float64)
     return np.stack([columns.ravel(), rows.ravel()], axis=-1) + 0.5

@@ -45,7 +45,9 @@ def test_points_by_hand() -> None:
     np.testing.assert_allclose(apply(box(10, 20, 2, 4), points), [[10, 20], [12, 21]])
     np.testing.assert_allclose(apply(mirror(4), points), [[4, 0], [0, 2]])
     # Projective: x / (1 + x), y / (1 + x).
-    np.testing.assert_allclose(apply(np.array([[1.0, 0, 0], [0, 1, 0], [1, 0, 1]]), points), [[0, 0], [0.8, 0.4]])
+    np.testing.assert_allclose(
+        apply(np.array([[1.0, 0, 0], [0, 1, 0], [1, 0, 1]]), points), np.array([[0, 0], [0.8, 0.4]])
+    )
 
 
 def test_patches_of_a_2_x_2_grid_by_hand() -> None:

@@ -115,7 +115,13 @@ def test_constant_features_score_nothing() -> None:
 
 def test_batches_and_workers_change_nothing() -> None:
     expected = score_images(COLOURS, noise(), views=2)
-    for changed in ({"batch_size": 1}, {"batch_size": 9}, {"batch_size": 500}, {"num_workers": 2, "batch_size": 20}):
+    changes: list[dict[str, Any]] = [
+        {"batch_size": 1},
+        {"batch_size": 9},
+        {"batch_size": 500},
+        {"num_workers": 2, "batch_size": 20},
+    ]
+    for changed in changes:
         again = score_images(COLOURS, noise(), views=2, **changed)
         assert metrics(again) == metrics(expected)
         for name, values in again.outcomes.values.items():
