@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from patchssl.data.synth.canvas import Pixels, canvas
+from patchssl.data.synth.difficulty import light_strength, obscure
 from patchssl.data.synth.randomness import Part, choose, colour, generator, palette
 from patchssl.data.synth.scenes import Pose, Thing, background, daylight, draw_plain, draw_thing, photograph
 from patchssl.data.synth.shapes import CLASS_SHAPES, SHAPES
@@ -15,6 +16,7 @@ from patchssl.data.synth.textures import CLASS_PATTERNS
 _FULL_AREA = 4.0
 _PER_VAL_IMAGE = 5
 _LARGEST_TURN = math.radians(12)
+_LARGEST_SHIFT, _MOST_SHIFT = 0.08, 0.5
 
 CLASSES: tuple[tuple[str, str], ...] = tuple((shape, pattern) for shape in CLASS_SHAPES for pattern in CLASS_PATTERNS)
 MIN_IMAGES = 2 * len(CLASSES)
@@ -53,12 +55,19 @@ def class_images(num_images: int) -> Iterator[ClassImage]:
         yield ClassImage(index, shape, pattern, "val" if turn % _PER_VAL_IMAGE == 1 else "train")
 
 
-def draw_class_image(image: ClassImage, size_px: int, seed: int) -> Pixels:
+def draw_class_image(image: ClassImage, size_px: int, seed: int, difficulty: float = 1.0) -> Pixels:
     """Draw one class image.
 
     Everything but shape and pattern is drawn independently of the class: colours, background, position, rotation (up
     to 12 degrees, and the pattern as much again within the object), size (45 to 55 % of the image), light, noise, and
     now and then a small plain shape in a corner.
+
+    Args:
+        image: what to draw.
+        size_px: its side.
+        seed: the data set's seed.
+        difficulty: factor of the rotation, the shift from the middle, the light's variation and the number of shapes
+            in corners; above 1 other objects, lost contrast and noise cover the picture.
 
     Returns:
         (size_px, size_px, 3) RGB.
@@ -66,24 +75,26 @@ def draw_class_image(image: ClassImage, size_px: int, seed: int) -> Pixels:
     rng = generator(seed, Part.CLASS_IMAGE, image.index)
     colours = palette(rng)
     picture = background(rng, canvas(size_px, size_px), colours.ground)
-    if rng.random() < 0.25:
+    if rng.random() < 0.25 * difficulty:
         picture = draw_plain(picture, choose(rng, tuple(SHAPES)), _corner(rng), colour(rng))
+    shift, turn = min(_MOST_SHIFT, _LARGEST_SHIFT * difficulty), min(math.pi, _LARGEST_TURN * difficulty)
     pose = Pose(
-        x=rng.uniform(-0.08, 0.08),
-        y=rng.uniform(-0.08, 0.08),
+        x=rng.uniform(-shift, shift),
+        y=rng.uniform(-shift, shift),
         area=_FULL_AREA * rng.uniform(0.45, 0.55),
-        angle=rng.uniform(-_LARGEST_TURN, _LARGEST_TURN),
+        angle=rng.uniform(-turn, turn),
     )
     thing = Thing(
         shape=image.shape,
         pattern=image.pattern,
         paint=colours.paint,
         period=rng.uniform(0.34, 0.44) / math.sqrt(pose.area),
-        slant=rng.uniform(-_LARGEST_TURN, _LARGEST_TURN),
+        slant=rng.uniform(-turn, turn),
         badge=None,
         badge_paint=colours.paint[0],
     )
-    return photograph(rng, draw_thing(picture, thing, pose), daylight(rng))
+    photographed = photograph(rng, draw_thing(picture, thing, pose), daylight(rng, light_strength(difficulty)))
+    return obscure(photographed, difficulty, seed, Part.CLASS_IMAGE, image.index)
 
 
 def _corner(rng: np.random.Generator) -> Pose:

@@ -8,7 +8,8 @@ import math
 from collections.abc import Iterator
 
 from patchssl.data.synth.canvas import Pixels, canvas
-from patchssl.data.synth.edits import crop, strong
+from patchssl.data.synth.difficulty import light_strength, obscure
+from patchssl.data.synth.edits import STRONG_EDITS, crop, strong
 from patchssl.data.synth.files import Drawing
 from patchssl.data.synth.randomness import Part, colour, generator, ground_colours, paint_colours
 from patchssl.data.synth.scenes import Pose, any_thing, background, daylight, draw_thing, photograph
@@ -32,13 +33,14 @@ def num_strong(original: int) -> int:
     return 1 + original % 2
 
 
-def draw_original(original: int, long_side_px: int, seed: int) -> Pixels:
+def draw_original(original: int, long_side_px: int, seed: int, difficulty: float = 1.0) -> Pixels:
     """Draw a scene of 4 to 6 different objects.
 
     Args:
         original: its number.
         long_side_px: the width; every third image is upright, and has it as its height.
         seed: the data set's seed.
+        difficulty: how far the light varies; above 1 other objects, lost contrast and noise cover the picture.
 
     Returns:
         (H, W, 3) RGB with sides 4:3 or 3:4.
@@ -60,30 +62,39 @@ def draw_original(original: int, long_side_px: int, seed: int) -> Pixels:
             angle=rng.uniform(0, 2 * math.pi),
         )
         picture = draw_thing(picture, any_thing(rng, paint_colours(rng, ground), colour(rng)), pose)
-    return photograph(rng, picture, daylight(rng))
+    photographed = photograph(rng, picture, daylight(rng, light_strength(difficulty)))
+    return obscure(photographed, difficulty, seed, Part.SCENE, original)
 
 
-def copydays_drawings(num_images: int, long_side_px: int, seed: int) -> Iterator[Drawing]:
+def copydays_drawings(num_images: int, long_side_px: int, seed: int, difficulty: float = 1.0) -> Iterator[Drawing]:
     """Draw the originals and all their copies.
 
     The sorted names of `jpegqual/Q` and `crops/P` are those of `original`; a strong copy shares its first four
-    characters with its original and with no other.
+    characters with its original and with no other. At other difficulties than 1 the strong copies have undergone more
+    edits or fewer than two; above 1 all copies are obscured, each by something else.
     """
     for original in range(num_originals(num_images)):
         number = f"{_FIRST_NUMBER + original:04d}"
-        pixels = draw_original(original, long_side_px, seed)
+        pixels = draw_original(original, long_side_px, seed, difficulty)
         yield Drawing(f"original/{number}00.jpg", pixels, _ORIGINAL_QUALITY)
         for quality in JPEG_QUALITIES:
-            yield Drawing(f"jpegqual/{quality}/{number}00.jpg", pixels, quality)
+            obscured = obscure(pixels, difficulty, seed, Part.JPEG, original, quality)
+            yield Drawing(f"jpegqual/{quality}/{number}00.jpg", obscured, quality)
         for percent in CROP_PERCENTS:
             cropped = crop(generator(seed, Part.CROP, original, percent), pixels, percent)
-            yield Drawing(f"crops/{percent}/{number}00.jpg", cropped, _ORIGINAL_QUALITY)
+            obscured = obscure(cropped, difficulty, seed, Part.CROP, original, percent)
+            yield Drawing(f"crops/{percent}/{number}00.jpg", obscured, _ORIGINAL_QUALITY)
         for copy in range(num_strong(original)):
-            edited = strong(generator(seed, Part.STRONG, original, copy), pixels)
-            yield Drawing(f"strong/{number}{copy + 1:02d}.jpg", edited, _ORIGINAL_QUALITY)
+            edited = strong(generator(seed, Part.STRONG, original, copy), pixels, _num_edits(difficulty))
+            obscured = obscure(edited, difficulty, seed, Part.STRONG, original, copy)
+            yield Drawing(f"strong/{number}{copy + 1:02d}.jpg", obscured, _ORIGINAL_QUALITY)
 
 
 def num_drawings(num_images: int) -> int:
     """How many files `copydays_drawings` draws."""
     originals = range(num_originals(num_images))
     return len(originals) * (1 + len(JPEG_QUALITIES) + len(CROP_PERCENTS)) + sum(map(num_strong, originals))
+
+
+def _num_edits(difficulty: float) -> int:
+    return min(len(STRONG_EDITS), max(1, round(2 * difficulty)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from patchssl.data.synth import classes, copies, instances
+from patchssl.data.synth.difficulty import check_difficulty
 from patchssl.data.synth.files import Drawing, save, whole_folder
 from patchssl.errors import DataError
 
@@ -30,6 +31,7 @@ class SynthSummary:
         num_copies: images in the other folders of `copydays/`.
         num_queries: query images in `revisited/jpg/`.
         num_database: all other images there.
+        difficulty: how hard they are.
         seconds: how long it took.
     """
 
@@ -41,6 +43,7 @@ class SynthSummary:
     num_copies: int
     num_queries: int
     num_database: int
+    difficulty: float
     seconds: float
 
 
@@ -50,12 +53,13 @@ def write_dataset(
     num_images: int = 2000,
     image_size_px: int = 64,
     seed: int = 0,
+    difficulty: float = 1.0,
     on_image: Callable[[int, int], None] | None = None,
 ) -> SynthSummary:
     """Draw and write the class images, the copies and the instances.
 
-    Image `i` of every part follows from `seed`, `i` and the image size alone. PNG pixels are the same on every
-    platform; JPEG pixels are as far as the JPEG encoder is.
+    Image `i` of every part follows from `seed`, `i`, the image size and the difficulty alone. PNG pixels are the same on
+    every platform; JPEG pixels are as far as the JPEG encoder is.
 
     Args:
         output: a new or empty folder; gets `folder/{train,val}/CLASS/*.png`, `copydays/` and `revisited/`. It
@@ -64,6 +68,8 @@ def write_dataset(
             sizes of the data sets whose layouts they have.
         image_size_px: side of the class images; the pictures of the other parts are 4:3 with twice that long side.
         seed: other seeds give other images.
+        difficulty: above 0, at most 100; 1 is usual. The larger, the more varied and covered are the images, until
+            every score comes down to that of guessing.
         on_image: called after every file with the numbers of files written and to be written.
 
     Returns:
@@ -73,10 +79,11 @@ def write_dataset(
         DataError: a number is out of range, or `output` is not free.
     """
     _check(num_images, image_size_px, seed)
+    check_difficulty(difficulty)
     start = time.perf_counter()
     total = num_images + copies.num_drawings(num_images) + instances.num_drawings(num_images)
     with whole_folder(output) as partial:
-        for done, drawing in enumerate(_drawings(partial, num_images, image_size_px, seed), start=1):
+        for done, drawing in enumerate(_drawings(partial, num_images, image_size_px, seed, difficulty), start=1):
             save(drawing, partial)
             if on_image is not None:
                 on_image(done, total)
@@ -91,11 +98,12 @@ def write_dataset(
         num_copies=copies.num_drawings(num_images) - originals,
         num_queries=queries,
         num_database=instances.num_drawings(num_images) - queries,
+        difficulty=float(difficulty),
         seconds=time.perf_counter() - start,
     )
     _log.info(
         "folder: %d train and %d val images of %d classes; copydays: %d originals, %d copies; "
-        "revisited: %d queries, %d database images; %.1f s",
+        "revisited: %d queries, %d database images; difficulty %g; %.1f s",
         summary.num_train,
         summary.num_val,
         summary.num_classes,
@@ -103,20 +111,21 @@ def write_dataset(
         summary.num_copies,
         summary.num_queries,
         summary.num_database,
+        summary.difficulty,
         summary.seconds,
     )
     return summary
 
 
-def _drawings(partial: Path, num_images: int, image_size_px: int, seed: int) -> Iterator[Drawing]:
+def _drawings(partial: Path, num_images: int, image_size_px: int, seed: int, difficulty: float) -> Iterator[Drawing]:
     """All files of all parts; the ground truth is written after the images that it lists."""
     for image in classes.class_images(num_images):
-        pixels = classes.draw_class_image(image, image_size_px, seed)
+        pixels = classes.draw_class_image(image, image_size_px, seed, difficulty)
         yield Drawing(f"folder/{image.relative_path}", pixels)
-    for drawing in copies.copydays_drawings(num_images, 2 * image_size_px, seed):
+    for drawing in copies.copydays_drawings(num_images, 2 * image_size_px, seed, difficulty):
         yield Drawing(f"copydays/{drawing.relative_path}", drawing.pixels, drawing.quality)
     listed = []
-    for retrieval in instances.retrieval_images(num_images, 2 * image_size_px, seed):
+    for retrieval in instances.retrieval_images(num_images, 2 * image_size_px, seed, difficulty):
         drawing = retrieval.drawing
         yield Drawing(f"revisited/{drawing.relative_path}", drawing.pixels, drawing.quality)
         listed.append(retrieval)

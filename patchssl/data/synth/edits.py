@@ -118,19 +118,22 @@ STRONG_EDITS: dict[str, Edit] = {
 }
 
 
-def strong(rng: np.random.Generator, pixels: Pixels) -> Pixels:
-    """Apply two different hard edits in random order.
+def strong(rng: np.random.Generator, pixels: Pixels, num_edits: int = 2) -> Pixels:
+    """Apply different hard edits in random order.
 
     Args:
         rng: where the choice and the edits' own numbers come from.
         pixels: (H, W, 3).
+        num_edits: how many, at least 1 and at most all.
 
     Returns:
         (H, W, 3).
     """
     names = list(STRONG_EDITS)
-    first = names.pop(int(rng.random() * len(names)))
-    return STRONG_EDITS[choose(rng, names)](rng, STRONG_EDITS[first](rng, pixels))
+    chosen = [names.pop(int(rng.random() * len(names))) for _ in range(num_edits)]
+    for name in chosen:
+        pixels = STRONG_EDITS[name](rng, pixels)
+    return pixels
 
 
 def _write(rng: np.random.Generator, colours: FloatArray) -> FloatArray:

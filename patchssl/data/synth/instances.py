@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from patchssl.data.synth.canvas import Canvas, FloatArray, canvas
+from patchssl.data.synth.difficulty import light_strength, obscure
 from patchssl.data.synth.files import Drawing
 from patchssl.data.synth.randomness import Part, choose, colour, generator, ground_colours, paint_colours
 from patchssl.data.synth.scenes import (
@@ -80,8 +81,14 @@ def num_drawings(num_images: int) -> int:
     return num_queries(num_images) * (1 + sum(NUM_VIEWS.values()) + NUM_SIBLINGS)
 
 
-def retrieval_images(num_images: int, long_side_px: int, seed: int) -> Iterator[RetrievalImage]:
-    """Draw, for every query object, the query, its views, and other objects that resemble it."""
+def retrieval_images(
+    num_images: int, long_side_px: int, seed: int, difficulty: float = 1.0
+) -> Iterator[RetrievalImage]:
+    """Draw, for every query object, the query, its views, and other objects that resemble it.
+
+    The light varies and objects turn the more the larger the difficulty; above 1 other objects, lost contrast and
+    noise cover the pictures.
+    """
     area = canvas(round(long_side_px * 0.75), long_side_px)
     for query in range(num_queries(num_images)):
         thing = draw_instance(query, seed)
@@ -89,11 +96,13 @@ def retrieval_images(num_images: int, long_side_px: int, seed: int) -> Iterator[
         for role, count in {"query": 1, **NUM_VIEWS}.items():
             for number in range(count):
                 rng = generator(seed, Part.VIEW, query, ROLES.index(role), number)
-                yield _image(rng, area, thing, draw_view(rng, role, usual), (query, role, number))
+                view = draw_view(rng, role, usual, difficulty)
+                yield _obscured(_image(rng, area, thing, view, (query, role, number)), number, seed, difficulty)
         for number in range(NUM_SIBLINGS):
             rng = generator(seed, Part.SIBLING, query, number)
-            view = draw_view(rng, "easy", usual)
-            yield _image(rng, area, _sibling(rng, thing, number), view, (query, "other", number))
+            view = draw_view(rng, "easy", usual, difficulty)
+            image = _image(rng, area, _sibling(rng, thing, number), view, (query, "other", number))
+            yield _obscured(image, number, seed, difficulty)
 
 
 def ground_truth(images: list[RetrievalImage]) -> dict[str, object]:
@@ -130,28 +139,31 @@ def draw_instance(query: int, seed: int) -> Thing:
     return any_thing(rng, paint_colours(rng, ground_colours(rng)), colour(rng))
 
 
-def draw_view(rng: np.random.Generator, role: str, usual_angle: float) -> View:
+def draw_view(rng: np.random.Generator, role: str, usual_angle: float, difficulty: float = 1.0) -> View:
     """Draw how an image of this role shows its object.
 
     `query` and `easy` show it large, turned by up to 20 degrees from its usual angle, in mild light; `hard` at any
     angle, in strong light, small (5 to 9 % of the image) or with 30 to 50 % of it hidden; `junk` as a speck (below
-    1 %) or with 85 to 93 % of it hidden.
+    1 %) or with 85 to 93 % of it hidden. The difficulty is a factor of the turn and of the light.
     """
+    light = light_strength(difficulty)
     if role in ("query", "easy"):
-        turn = math.radians(20) * rng.uniform(-1, 1)
+        turn = min(math.pi, math.radians(20) * difficulty) * rng.uniform(-1, 1)
         pose = Pose(rng.uniform(-0.4, 0.4), rng.uniform(-0.15, 0.15), rng.uniform(0.9, 1.6), usual_angle + turn)
-        return View(pose, hidden=0.0, light=0.7)
+        return View(pose, hidden=0.0, light=0.7 * light)
     hide = rng.random() < 0.5
     turn = rng.uniform(0, 2 * math.pi)
     if role == "hard":
         if hide:
             pose = Pose(rng.uniform(-0.5, 0.5), rng.uniform(-0.25, 0.25), rng.uniform(0.7, 1.2), turn)
-            return View(pose, hidden=rng.uniform(0.3, 0.5), light=1.8)
-        return View(Pose(rng.uniform(-0.9, 0.9), rng.uniform(-0.5, 0.5), rng.uniform(0.27, 0.48), turn), 0.0, 1.8)
+            return View(pose, hidden=rng.uniform(0.3, 0.5), light=1.8 * light)
+        pose = Pose(rng.uniform(-0.9, 0.9), rng.uniform(-0.5, 0.5), rng.uniform(0.27, 0.48), turn)
+        return View(pose, hidden=0.0, light=1.8 * light)
     if hide:
         pose = Pose(rng.uniform(-0.5, 0.5), rng.uniform(-0.25, 0.25), rng.uniform(0.6, 1.2), turn)
-        return View(pose, hidden=rng.uniform(0.85, 0.93), light=1.8)
-    return View(Pose(rng.uniform(-1, 1), rng.uniform(-0.8, 0.8), rng.uniform(0.02, 0.04), turn), 0.0, 1.8)
+        return View(pose, hidden=rng.uniform(0.85, 0.93), light=1.8 * light)
+    pose = Pose(rng.uniform(-1, 1), rng.uniform(-0.8, 0.8), rng.uniform(0.02, 0.04), turn)
+    return View(pose, hidden=0.0, light=1.8 * light)
 
 
 def hide(rng: np.random.Generator, picture: Picture, thing: Thing, pose: Pose, share: float) -> Picture:
@@ -194,6 +206,12 @@ def _image(
     name = f"object{query:02d}_{role}{number}"
     drawing = Drawing(f"jpg/{name}.jpg", photograph(rng, picture, daylight(rng, view.light)), _QUALITY)
     return RetrievalImage(name, query, role, drawing, bounding_box(area, thing, view.pose))
+
+
+def _obscured(image: RetrievalImage, number: int, seed: int, difficulty: float) -> RetrievalImage:
+    key = (Part.VIEW, image.query, ROLES.index(image.role), number)
+    pixels = obscure(image.drawing.pixels, difficulty, seed, *key)
+    return replace(image, drawing=replace(image.drawing, pixels=pixels))
 
 
 def _sibling(rng: np.random.Generator, thing: Thing, number: int) -> Thing:

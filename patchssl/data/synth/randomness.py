@@ -26,6 +26,9 @@ class Part(IntEnum):
     THING = 4
     VIEW = 5
     SIBLING = 6
+    JPEG = 7
+    OBSCURE = 8
+    SAMPLE = 9
 
 
 def generator(seed: int, part: Part, *key: int) -> np.random.Generator:
