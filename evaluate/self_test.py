@@ -1,4 +1,4 @@
-"""Whether a backbone can be trusted with an evaluation: checks of its forward pass, and every task on 20 drawn images."""
+"""Whether a backbone can be evaluated: checks of its forward pass, and every task on 20 drawn images."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

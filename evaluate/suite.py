@@ -213,5 +213,8 @@ class _Runner:
 
     def _fingerprints(self, key: DataKey) -> dict[str, str]:
         if key not in self._prints:
-            self._prints[key] = {part: source.fingerprint() for part, source in self.setting.data[key].sources.items()}
+            opened = self.setting.data[key]
+            self._prints[key] = {part: source.fingerprint() for part, source in opened.sources.items()}
+            if opened.truth is not None:
+                self._prints[key]["truth"] = opened.truth.fingerprint()
         return self._prints[key]

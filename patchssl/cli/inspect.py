@@ -78,8 +78,8 @@ def _refuse_failed(checks: Sequence[Mapping[str, str]], spec: str) -> None:
     failed = [f"{check['check']} ({check['told']})" for check in checks if check["status"] == FAILED]
     if failed:
         raise PatchsslError(
-            f"{len(failed)} of {len(checks)} checks of {spec} failed: {'; '.join(failed)}; numbers of this model cannot "
-            "be trusted before that is mended"
+            f"{len(failed)} of {len(checks)} checks of {spec} failed: {'; '.join(failed)}; its numbers cannot be "
+            "trusted before that is mended"
         )
 
 

@@ -63,7 +63,56 @@ def _labelled(path: Path, how: Mapping[str, str]) -> "Opened":
     return Opened({LABELLED: open_classes(path, apply_exif=False)})
 
 
-_OPENERS: dict[str, Callable[[Path, Mapping[str, str]], "Opened"]] = {"parts": _parts, "labelled": _labelled}
-_BUILTIN_PARTS = {"parts": "folder", "labelled": "folder/val"}
+def _classes(path: Path, how: Mapping[str, str]) -> "Opened":
+    from patchssl.data.query_gallery import open_query_gallery
+    from patchssl.evaluate.suite_structs import Opened
+
+    return Opened(open_query_gallery(path, apply_exif=False).sources)
+
+
+def _copies(path: Path, how: Mapping[str, str]) -> "Opened":
+    from patchssl.data.copy_data import open_copies
+    from patchssl.evaluate.suite_structs import Opened
+
+    distractors, whitening = (Path(how[name]) if name in how else None for name in ("distractors", "whitening"))
+    # DINO's script takes the images of these two folders themselves.
+    data = open_copies(path, distractors=distractors, whitening=whitening, recursive=how["protocol"] != "dino")
+    return Opened(data.sources, data.truth)
+
+
+def _revisited(path: Path, how: Mapping[str, str]) -> "Opened":
+    from patchssl.data.revisited import open_revisited
+    from patchssl.evaluate.retrieval import PROTOCOLS
+    from patchssl.evaluate.suite_structs import Opened
+
+    crop = how["crop_queries"] == "yes" if "crop_queries" in how else PROTOCOLS[how["protocol"]].crop_queries
+    distractors = Path(how["distractors"]) if "distractors" in how else None
+    data = open_revisited(path, crop_queries=crop, distractors=distractors)
+    return Opened(data.sources, data.truth)
+
+
+def _pictures(path: Path, how: Mapping[str, str]) -> "Opened":
+    from patchssl.data.sources import open_unlabelled
+    from patchssl.evaluate.suite_structs import Opened
+
+    return Opened({"pictures": open_unlabelled(path)})
+
+
+_OPENERS: dict[str, Callable[[Path, Mapping[str, str]], "Opened"]] = {
+    "parts": _parts,
+    "labelled": _labelled,
+    "classes": _classes,
+    "copies": _copies,
+    "revisited": _revisited,
+    "pictures": _pictures,
+}
+_BUILTIN_PARTS = {
+    "parts": "folder",
+    "labelled": "folder/val",
+    "classes": "folder/val",
+    "copies": "copydays",
+    "revisited": "revisited",
+    "pictures": "folder/val",
+}
 # What a task says about opening that is no name of a data set.
 _NO_DATA = ("crop_queries", "protocol")
