@@ -28,14 +28,38 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small")
 def test_it_trains_and_shows_both_networks_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--quiet", "--format", "json"]) == 0
-    untrained, trained = json.loads(capsys.readouterr().out)
-    assert [row["model"]["spec"] for row in (untrained, trained)] == ["demo/run@random", "demo/run"]
-    assert untrained["comparability"] == trained["comparability"]
-    assert untrained["model"]["weights_sha256"] != trained["model"]["weights_sha256"]
-    assert untrained["model"]["num_params"] == trained["model"]["num_params"]
+    rows = json.loads(capsys.readouterr().out)
+    found = {(row["task"], row["protocol"], row["model"]["spec"]): row for row in rows}
+    tasks = {key[:2] for key in found}
+    assert tasks == {
+        ("knn", "dino"),
+        ("linear", "logistic"),
+        ("copydetect", "dino"),
+        ("retrieval", "official"),
+        ("retrieval", "class"),
+        ("correspondence", "warps"),
+    }
+    for task in tasks:
+        trained, untrained = found[(*task, "demo/run")], found[(*task, "demo/run@random")]
+        assert untrained["comparability"] == trained["comparability"]
+        assert untrained["model"]["weights_sha256"] != trained["model"]["weights_sha256"]
+        assert untrained["model"]["num_params"] == trained["model"]["num_params"]
+        # A floor without a grid of patches has no correspondence.
+        if task[0] != "correspondence":
+            assert found[(*task, "floor:raw-pixels")]["comparability"] == trained["comparability"]
     lines = (tmp_path / "results" / "rows" / "knn.jsonl").read_text().splitlines()
-    assert [json.loads(line)["model"]["spec"] for line in lines] == ["demo/run@random", "demo/run"]
+    specs = [json.loads(line)["model"]["spec"] for line in lines]
+    assert specs == ["demo/run", "demo/run@random", "floor:mean-colour", "floor:raw-pixels"]
     assert (tmp_path / "demo" / "images" / "copydays" / "original").is_dir()
+
+
+@pytest.mark.usefixtures("small")
+def test_difficulty_reaches_the_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, more in (("usual", ()), ("harder", ("--difficulty", "5"))):
+        assert main(["demo", "--quiet", "--no-record", "--output", name, *more]) == 0
+    first = next(iter(sorted((tmp_path / "usual" / "images" / "folder" / "train").rglob("*.png"))))
+    other = tmp_path / "harder" / first.relative_to(tmp_path / "usual")
+    assert other.read_bytes() != first.read_bytes()
 
 
 @pytest.mark.usefixtures("small")
