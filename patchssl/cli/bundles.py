@@ -160,7 +160,22 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def compute_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options of how images become features, from `--device` to `--no-cache`, as `compute: ComputeOptions`."""
-    options = (
+
+    def make(cache: Path, no_cache: bool, **values: Any) -> ComputeOptions:
+        if no_cache and is_given(click.get_current_context(), "cache"):
+            raise click.UsageError("--cache and --no-cache contradict each other; give one of them")
+        return _compute(cache=None if no_cache else cache, **values)
+
+    return _bundle(function, (*_computing(), *cache_options()), "compute", make)
+
+
+def uncached_compute_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same without a cache, for what keeps no features."""
+    return _bundle(function, _computing(), "compute", _compute)
+
+
+def _computing() -> tuple[Callable[..., Any], ...]:
+    return (
         device_option(),
         precision_option(),
         workers_option(),
@@ -172,15 +187,11 @@ def compute_options(function: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Unreadable images are left out and listed; above this fraction they are an error.",
         ),
-        *cache_options(),
     )
 
-    def make(device: str, cache: Path, no_cache: bool, **values: Any) -> ComputeOptions:
-        if no_cache and is_given(click.get_current_context(), "cache"):
-            raise click.UsageError("--cache and --no-cache contradict each other; give one of them")
-        return ComputeOptions(device=own_device(resolve_device(device)), cache=None if no_cache else cache, **values)
 
-    return _bundle(function, options, "compute", make)
+def _compute(device: str, **values: Any) -> ComputeOptions:
+    return ComputeOptions(device=own_device(resolve_device(device)), **values)
 
 
 def _bundle(
