@@ -27,36 +27,15 @@ from patchssl.evaluate.forward import forward, resolve_precision
 from patchssl.evaluate.patch_rating import FLOORS, FOUND, Tally, metric_name, rate
 from patchssl.evaluate.results import Scored
 from patchssl.evaluate.scoring import make_row
+from patchssl.evaluate.warp_protocols import PROTOCOLS, WarpProtocol, choose_images, choose_kinds, find_protocol
 from patchssl.evaluate.warped_pairs import WarpedPairs
 from patchssl.pooling import parse_tokens
-from patchssl.warps import KINDS
+
+__all__ = ["PROTOCOLS", "patch_grid", "prepare", "score_images"]
 
 logger = logging.getLogger(__name__)
 
 (_PATCHES,) = parse_tokens("patches")
-_DRAWING = 2  # keeps the choice of images apart from what else follows from the seed
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WarpProtocol:
-    """The defaults that a named protocol sets.
-
-    Attributes:
-        name: of the protocol.
-        views: pairs of views of each image and kind.
-        kinds: of warps, keys of `patchssl.warps.KINDS`.
-        radii: within which a patch counts as found, in patches.
-        headline_radius: the one to show first.
-    """
-
-    name: str
-    views: int = 1
-    kinds: tuple[str, ...] = tuple(KINDS)
-    radii: tuple[float, ...] = (0.5, 1.0, 2.0)
-    headline_radius: float = 1.0
-
-
-PROTOCOLS = {"warps": WarpProtocol(name="warps")}
 
 
 def prepare(backbone: Backbone, protocol: str = "warps", *, image_size: int | None = None) -> Backbone:
@@ -73,37 +52,6 @@ def prepare(backbone: Backbone, protocol: str = "warps", *, image_size: int | No
     find_protocol(protocol)
     sized = backbone.with_protocol_geometry()
     return sized if image_size is None else sized.at_size(image_size)
-
-
-def find_protocol(name: str) -> WarpProtocol:
-    """The protocol of a name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if name not in PROTOCOLS:
-        raise ConfigError(f"correspondence has no protocol {name!r}; allowed: {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]
-
-
-def choose_kinds(given: Sequence[str]) -> tuple[str, ...]:
-    """Kinds of warps, each once and in the order of `patchssl.warps.KINDS`.
-
-    Raises:
-        ConfigError: there is none of a name, or none is given.
-    """
-    unknown = [name for name in given if name not in KINDS]
-    if unknown or not given:
-        told = f"kinds of warps {', '.join(map(repr, unknown))} are unknown" if unknown else "no kind of warp is given"
-        raise ConfigError(f"{told}; allowed: {', '.join(KINDS)}")
-    return tuple(name for name in KINDS if name in given)
-
-
-def choose_images(num_images: int, max_images: int | None, *, seed: int) -> NDArray[np.int64]:
-    """Places of the images to use, ascending: all, or as many as allowed, of which a larger choice holds a smaller."""
-    if max_images is None or max_images >= num_images:
-        return np.arange(num_images)
-    return np.sort(np.random.default_rng([seed, _DRAWING]).permutation(num_images)[:max_images])
 
 
 def patch_grid(backbone: Backbone) -> tuple[int, int]:
@@ -178,19 +126,8 @@ def score_images(
         pairs_per_step=max(1, batch_size // (1 + len(chosen))),
         seed=seed,
     )
-    bad_images, tally = BadImages(len(images), max_bad_fraction), Tally(images, chosen, defaults.radii)
-    pin_memory = backbone.device.type == "cuda"
-    made = iterate(pairs, first_step=0, workers=num_workers, pin_memory=pin_memory)
-    for step, (warped, keys, bad) in enumerate(made):
-        for error in bad_images.add(bad):
-            logger.warning("left out %s", error)
-        if len(keys):
-            features = _features(backbone, warped.pixels, batch_size, resolved)
-            begun = time.perf_counter()
-            tally.add(keys.index.numpy(), *rate(warped, features, grid, defaults.radii))
-            tally.seconds += time.perf_counter() - begun
-        if progress is not None:
-            progress(len(pairs.units_of(step)))
+    tally = Tally(images, chosen, defaults.radii)
+    _fill(tally, backbone, pairs, grid, _Loading(batch_size, num_workers, resolved, max_bad_fraction), progress)
     meaning = {
         "similarity": "cosine of the last block's patches",
         "distance": "larger of across and down, in patches of the second view",
@@ -200,6 +137,40 @@ def score_images(
         **({"max_images": len(images), "images_drawn_by": seed} if len(images) < len(source) else {}),
     }
     return _make_row(defaults, backbone, source, tally, meaning, resolved, time.perf_counter() - start, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loading:
+    """How views get to the backbone; it changes the outcome by rounding only."""
+
+    batch_size: int
+    num_workers: int
+    precision: str
+    max_bad_fraction: float
+
+
+def _fill(
+    tally: Tally,
+    backbone: Backbone,
+    pairs: WarpedPairs,
+    grid: tuple[int, int],
+    loading: _Loading,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Match all views, step by step."""
+    bad_images = BadImages(len(tally.images), loading.max_bad_fraction)
+    pin_memory = backbone.device.type == "cuda"
+    made = iterate(pairs, first_step=0, workers=loading.num_workers, pin_memory=pin_memory)
+    for step, (warped, keys, bad) in enumerate(made):
+        for error in bad_images.add(bad):
+            logger.warning("left out %s", error)
+        if len(keys):
+            features = _features(backbone, warped.pixels, loading.batch_size, loading.precision)
+            start = time.perf_counter()
+            tally.add(keys.index.numpy(), *rate(warped, features, grid, tally.radii))
+            tally.seconds += time.perf_counter() - start
+        if progress is not None:
+            progress(len(pairs.units_of(step)))
 
 
 def _features(backbone: Backbone, pixels: Tensor, batch_size: int, precision: str) -> Tensor:

@@ -12,14 +12,7 @@ from patchssl.backbones import Backbone, load_backbone
 from patchssl.backbones.preprocess import Preprocess
 from patchssl.data.images import ArraySource
 from patchssl.errors import ConfigError, DataError
-from patchssl.evaluate.correspondence import (
-    PROTOCOLS,
-    choose_images,
-    choose_kinds,
-    patch_grid,
-    prepare,
-    score_images,
-)
+from patchssl.evaluate.correspondence import patch_grid, prepare, score_images
 from patchssl.structs import Tokens
 from patchssl.warps import KINDS
 
@@ -178,15 +171,6 @@ def test_fewer_images_are_those_of_all() -> None:
     assert score_images(COLOURS, noise(), max_images=7).row.comparability == whole.row.comparability
 
 
-def test_which_images_are_chosen() -> None:
-    small, large = choose_images(100, 5, seed=0), choose_images(100, 20, seed=0)
-    assert len(large) == 20
-    assert set(small) < set(large) < set(range(100))
-    assert small.tolist() == sorted(small)
-    assert small.tolist() != choose_images(100, 5, seed=1).tolist()
-    assert choose_images(4, None, seed=0).tolist() == choose_images(4, 9, seed=0).tolist() == [0, 1, 2, 3]
-
-
 def test_images_without_a_patch_that_counts_leave_the_mean() -> None:
     # On 2 x 2 patches a second view may show no centre of the first.
     scored = score_images(backbone(lambda colours: colours - 0.5, side=8), noise(60), kinds=["crop", "all"])
@@ -253,9 +237,7 @@ def test_broken_features_are_refused() -> None:
         score_images(backbone(lambda colours: colours / 0), noise())
 
 
-def test_kinds_and_preparation() -> None:
-    assert choose_kinds(["all", "crop", "crop"]) == ("crop", "all")
-    assert PROTOCOLS["warps"].kinds == tuple(KINDS)
+def test_preparation() -> None:
     assert prepare(COLOURS).preprocess.image_px == VIEW
     assert prepare(COLOURS, image_size=48).preprocess.image_px == 48
     vit = load_backbone("timm:vit_tiny_patch16_224@random")
