@@ -1,15 +1,15 @@
 """How much memory exact rankings of a large database need, and what other indexes gain and miss.
 
-    python tests/benchmarks/bench_index.py memory [--num N]                        about 3 min on two cores, 1.6 GB of disk
-    python tests/benchmarks/bench_index.py indexes [--num N] [--features FILE.npz]      minutes; seconds with --num 20000
+    python tests/benchmarks/bench_index.py memory [--num N]                  about 3 min on two cores, 1.6 GB of disk
+    python tests/benchmarks/bench_index.py indexes [--num N] [--features FILE.npz]      minutes; seconds for N = 5000
 
-`memory` ranks 70 queries over 1,000,000 features of width 384 in a file: full ranks of 20 listed rows each, and the 100
-nearest, beside a plain ranking that reads the file, forms the matrix of all similarities and sorts it. Each runs in a
-process of its own, whose peak of resident memory (`ru_maxrss`, with the pages of mapped files) is told. Exits with 1
+`memory` ranks 70 queries over 1,000,000 features of width 384 in a file: full ranks of 20 listed rows each, and the
+100 nearest, beside a plain ranking that reads the file, forms the matrix of all similarities and sorts it. Each runs in
+a process of its own, whose peak of resident memory (`ru_maxrss`, with the pages of mapped files) is told. Exits with 1
 where one of ours needs 4 GB or more, or disagrees with the plain one.
 
-`indexes` searches the 10 nearest of 1,000 queries in `Flat` and in other indexes. With --features the last 1,000 rows of
-a feature file are the queries and the rows before them the database; otherwise both are drawn, so that they resemble
+`indexes` searches the 10 nearest of 1,000 queries in `Flat` and in other indexes. With --features the last 1,000 rows
+of a feature file are the queries and the rows before them the database; otherwise both are drawn, so that they resemble
 features of images: the directions are rotated at random, their variances fall as 1 / i, and 1,000 groups of Zipf sizes
 hold 20 subgroups each; the offsets of groups, of subgroups and of single vectors are equally large.
 """
@@ -118,7 +118,7 @@ RANKINGS: dict[str, Callable[[Path], Any]] = {
 
 
 def run_alone(name: str, path: Path) -> None:
-    """In a process of its own: peak of memory, time and outcome as JSON."""
+    """Print peak of memory, time and outcome as JSON."""
     start = time.perf_counter()
     outcome = RANKINGS[name](path)
     took = time.perf_counter() - start
@@ -126,29 +126,31 @@ def run_alone(name: str, path: Path) -> None:
     print(json.dumps({"peak_gb": peak_gb, "seconds": took, "outcome": outcome}))
 
 
+def in_own_process(*arguments: str) -> str:
+    """What this file prints as another process. A process begins with the peak of memory of the one that starts it."""
+    command = [sys.executable, __file__, *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
 def compare_memory(num: int) -> int:
     """Print the table of memory."""
     found: dict[str, Any] = {}
     with TemporaryDirectory() as folder:
         path = Path(folder) / "features.npz"
-        write(path, num)
+        in_own_process("write", str(path), "--num", str(num))
         told(
             f"{NUM_QUERIES} queries over {num:,} x {DIM} float32 features, a file of {path.stat().st_size / 1e9:.2f} GB"
         )
         told("| ranking | peak GB | seconds |")
         told("|---|---|---|")
         for name in RANKINGS:
-            command = [sys.executable, __file__, "alone", name, str(path)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            found[name] = json.loads(done.stdout)
+            found[name] = json.loads(in_own_process("alone", name, str(path)))
             told(f"| {name} | {found[name]['peak_gb']:.2f} | {found[name]['seconds']:.1f} |")
     ranks, nearest = found["plain"]["outcome"]
     # Plain similarities are float32, so that rows whose similarities differ by less change places.
     off = np.abs(np.subtract(found["full_ranks"]["outcome"], ranks)).max()
     same = np.mean(np.equal(found["search Flat"]["outcome"], nearest))
-    told(
-        f"ranks differ by at most {off} places of {num:,}, {same:.2%} of the nearest are the same rows in the same place"
-    )
+    told(f"ranks differ by at most {off} places of {num:,}, {same:.2%} of the nearest are the same rows")
     too_large = any(found[name]["peak_gb"] >= MOST_GB for name in RANKINGS if name != "plain")
     return int(too_large or off > 1e-4 * num or same < 0.99)
 
@@ -218,12 +220,18 @@ def main() -> int:
     alone = commands.add_parser("alone", help="one ranking, as `memory` starts it")
     alone.add_argument("name", choices=RANKINGS)
     alone.add_argument("path", type=Path)
+    writing = commands.add_parser("write", help="the file, as `memory` starts it")
+    writing.add_argument("path", type=Path)
+    writing.add_argument("--num", type=int, required=True)
     given = parser.parse_args()
     if given.command == "memory":
         return compare_memory(given.num)
     if given.command == "indexes":
         return compare_indexes(given.num, given.features)
-    run_alone(given.name, given.path)
+    if given.command == "write":
+        write(given.path, given.num)
+    else:
+        run_alone(given.name, given.path)
     return 0
 
 
