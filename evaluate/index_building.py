@@ -24,6 +24,7 @@ _BLOCK_BYTES = 64 * 2**20
 _TOO_FEW = re.compile(
     r"Number of training points \((\d+)\) should be at least as large as number of clusters \((\d+)\)"
 )
+_MESSAGE = re.compile(r"Error in .*? at \S+:\d+: (?:Error: '(.*?)' failed:? ?)?(.*)", flags=re.DOTALL)
 _FRACTIONAL = "k_factor"
 
 
@@ -49,13 +50,14 @@ class BuiltIndex:
             nonlocal num
             num += len(written)
 
-        faiss.write_index(self.index, faiss.PyCallbackIOWriter(count))
+        writer: Any = getattr(faiss, "PyCallbackIOWriter")  # noqa: B009 - its type stubs lack it
+        faiss.write_index(self.index, writer(count))
         return num
 
     def parameters(self) -> dict[str, float]:
         """The parameters of the search that decide between speed and recall, as they are set."""
         ivf, graph = faiss.try_extract_index_ivf(self.index), _innermost(self.index)
-        found = {} if ivf is None else {"nprobe": int(ivf.nprobe)}
+        found: dict[str, float] = {} if ivf is None else {"nprobe": int(ivf.nprobe)}
         return {**found, "efSearch": int(graph.hnsw.efSearch)} if hasattr(graph, "hnsw") else found
 
 
@@ -111,7 +113,7 @@ def parse_parameters(parameters: str | None) -> dict[str, float]:
                 f"index parameters are {parameters!r}, of which {part!r} cannot be used; give each once as NAME=NUMBER "
                 f"with whole numbers above 0, separated by commas: {PARAMETER_EXAMPLES}"
             )
-        found[name] = value
+        found[name] = int(value) if value.is_integer() else value
     return found
 
 
@@ -197,7 +199,8 @@ def _too_few(factory: str, num: int, needed: int, what: str) -> str:
 def _transforms(index: Any) -> list[Any]:
     if not isinstance(index, faiss.IndexPreTransform):
         return []
-    return [faiss.downcast_VectorTransform(index.chain.at(place)) for place in range(index.chain.size())]
+    chain: Any = index.chain
+    return [faiss.downcast_VectorTransform(chain.at(place)) for place in range(chain.size())]
 
 
 def _innermost(index: Any) -> Any:
@@ -226,8 +229,12 @@ def _told(factory: str) -> Iterator[None]:
 
 
 def _reason(error: RuntimeError) -> str:
-    """FAISS's message without the place in its code."""
-    return re.sub(r"^Error in .*? at \S+:\d+: (Error: '.*?' failed:? ?)?", "", str(error), flags=re.DOTALL).strip()
+    """FAISS's message without the place in its code; without a message the condition that does not hold."""
+    found = _MESSAGE.match(str(error))
+    if found is None:
+        return str(error)
+    condition, message = found.groups()
+    return message.strip() or f"{condition} does not hold"
 
 
 def _why_not(factory: str, dim: int, reason: str) -> str:
@@ -241,5 +248,4 @@ def _why_not(factory: str, dim: int, reason: str) -> str:
             f"index {factory!r} cuts {width} dimensions into {', '.join(map(str, wrong))} parts; the number of parts "
             f"must divide them: {allowed}"
         )
-    told = reason or "it gives no reason"
-    return f"FAISS cannot make index {factory!r} for {dim} dimensions: {told}; take one such as {EXAMPLES}"
+    return f"FAISS cannot make index {factory!r} for {dim} dimensions: {reason}; take one such as {EXAMPLES}"
