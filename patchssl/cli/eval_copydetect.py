@@ -110,7 +110,8 @@ def copydetect(
     start = time.perf_counter()
     options = {
         **choices.scoring(),
-        **{"index": index_options.index, "index_parameters": index_options.parameters},
+        "index": index_options.index,
+        "index_parameters": index_options.parameters,
         "seed": seed,
     }
     if choices.predictions is not None:
