@@ -73,6 +73,7 @@ _OF_FEATURES = (
 @evaluation_process()
 def copydetect(
     context: click.Context,
+    /,
     data: Path | None,
     model: str | None,
     protocol: str | None,

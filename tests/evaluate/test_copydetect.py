@@ -164,7 +164,8 @@ def test_sscd_whitens_centred_and_pools_all_queries(copies: tuple[dict[str, Feat
     assert told.items() <= scored.row.settings.items()
 
     def unit(rows: np.ndarray) -> np.ndarray:
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        units: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return units
 
     learned = unit(parts["whitening"].features.astype(np.float64))
     values, vectors = np.linalg.eigh(np.cov(learned.T, bias=True))

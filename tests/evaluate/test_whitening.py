@@ -26,7 +26,8 @@ def test_uncentred_is_what_dino_computes() -> None:
     def by_column(values: np.ndarray) -> np.ndarray:
         # The order of the dimensions means nothing, as their signs.
         signed = values * np.sign(values[np.abs(values).argmax(axis=0), np.arange(values.shape[1])])
-        return signed[:, np.argsort(np.abs(values).sum(axis=0))]
+        ordered: np.ndarray = signed[:, np.argsort(np.abs(values).sum(axis=0))]
+        return ordered
 
     np.testing.assert_allclose(by_column(found), by_column(wanted), rtol=1e-3, atol=1e-3)
 
