@@ -96,7 +96,7 @@ def save_features(path: Path, features: Features) -> None:
     Raises:
         DataError: it cannot be written.
     """
-    # The length of a meta before the features is such that these begin at a multiple of four bytes, as mapping likes it.
+    # Behind a meta, whatever its length, the features begin at a multiple of four bytes, as mapping likes it.
     arrays: dict[str, NDArray[Any]] = {
         "meta": np.array(json.dumps(dict(features.meta), sort_keys=True)),
         "features": features.features.astype(np.float32, copy=False),
