@@ -1,18 +1,20 @@
 import csv
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from patchssl.backbones import load_backbone
 from patchssl.data.copy_truth import CopyTruth
 from patchssl.errors import ConfigError, DataError
 from patchssl.evaluate.copy_plan import make_plan
 from patchssl.evaluate.copy_protocols import PROTOCOLS, protocol_for
 from patchssl.evaluate.copy_row import write_per_query
-from patchssl.evaluate.copydetect import evaluate, score
+from patchssl.evaluate.copydetect import evaluate, prepare, score
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.results import Scored
 from patchssl.evaluate.score_normalisation import ScoreNormalisation
@@ -360,3 +362,21 @@ def test_the_table_of_queries_agrees_with_the_row(
         assert rank is None or rank <= 20
     with pytest.raises(DataError, match="cannot be written"):
         write_per_query(tmp_path / "nowhere" / "out.csv", result)
+
+
+def test_backbones_get_the_geometry_of_the_protocol() -> None:
+    backbone = load_backbone("timm:vit_tiny_patch16_224@random", device="cpu", seed=0)
+    found = {name: prepare(backbone, name).preprocess for name in PROTOCOLS}
+    shown = {name: (chosen.fit, chosen.image_px, chosen.interpolation) for name, chosen in found.items()}
+    squash, short = ("squash", 320, "bicubic"), ("short-side", 288, "bilinear")
+    assert shown == {"dino": squash, "sscd": short, "disc21": short, "generic": squash}
+    assert {(chosen.mean, chosen.std) for chosen in found.values()} == {
+        (backbone.preprocess.mean, backbone.preprocess.std)
+    }
+    assert prepare(backbone, "dino", image_size=224).preprocess.image_px == 224
+    ours = replace(backbone.at_size(64), keeps_geometry=True)
+    assert prepare(ours, "dino").preprocess.image_px == 64
+    assert prepare(ours, "dino").preprocess.fit == "squash"
+    assert prepare(ours, "dino", image_size=96).preprocess.image_px == 96
+    with pytest.raises(ConfigError, match="is unknown to copy detection"):
+        prepare(backbone, "official")
