@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from patchssl.backbones import Backbone
 from patchssl.data.copy_truth import CopyTruth
 from patchssl.evaluate.checks import check_parts
-from patchssl.evaluate.copy_candidates import candidates_of_neighbours, exact_cosines
+from patchssl.evaluate.copy_candidates import Candidates, candidates_of_neighbours, exact_cosines
 from patchssl.evaluate.copy_descriptors import Descriptors, make_descriptors
-from patchssl.evaluate.copy_places import check_distractors, place_positives
+from patchssl.evaluate.copy_places import Places, check_distractors, place_positives
 from patchssl.evaluate.copy_plan import DISTRACTORS, QUERIES, REFERENCES, TRAINING, make_plan
 from patchssl.evaluate.copy_protocols import PROTOCOLS, named_protocol
 from patchssl.evaluate.copy_row import CopyResult, make_copy_row
@@ -86,23 +86,8 @@ def evaluate(
     places = place_positives(parts[QUERIES], parts[REFERENCES], truth)
     descriptors = make_descriptors(parts, plan)
     biases, normalised = _biases(descriptors, plan.normalisation)
-    database = [descriptors.parts[part] for part in (REFERENCES, DISTRACTORS) if part in parts]
-    # So many more that ties cannot help: see candidates_of_neighbours.
-    width = min(sum(map(len, database)), plan.k + max(map(len, places.rows)))
-    found = search(
-        descriptors.parts[QUERIES],
-        database,
-        width,
-        index=index,
-        parameters=index_parameters,
-        training=descriptors.parts.get(TRAINING),
-        seed=seed,
-    )
-    similarities = found.similarities
-    if index == FLAT:
-        similarities = exact_cosines(descriptors.parts[QUERIES], database, found.rows)
-    candidates = candidates_of_neighbours(
-        similarities, found.rows, places.rows, places.num_positives, k=plan.k, biases=biases
+    candidates, details = _candidates(
+        descriptors, places, plan.k, biases, index=index, parameters=index_parameters, seed=seed
     )
     meaning = {
         "similarity": "cosine",
@@ -119,9 +104,25 @@ def evaluate(
         candidates=candidates,
         meaning=meaning,
         settings=dict(told or {}),
-        details={} if found.report is None else {"index": found.report.as_details()},
+        details=details,
         evaluate_s=time.perf_counter() - start,
     )
+
+
+def _candidates(
+    descriptors: Descriptors, places: Places, k: int, biases: NDArray[np.float64] | None, *, index: str, **options: Any
+) -> tuple[Candidates, dict[str, Any]]:
+    """The first k pairs of each query, and what an index other than the exact one costs and misses."""
+    queries = descriptors.parts[QUERIES]
+    database = [descriptors.parts[part] for part in (REFERENCES, DISTRACTORS) if part in descriptors.parts]
+    # So many more that ties cannot help: see candidates_of_neighbours.
+    width = min(sum(map(len, database)), k + max(map(len, places.rows)))
+    found = search(queries, database, width, index=index, training=descriptors.parts.get(TRAINING), **options)
+    similarities = exact_cosines(queries, database, found.rows) if index == FLAT else found.similarities
+    candidates = candidates_of_neighbours(
+        similarities, found.rows, places.rows, places.num_positives, k=k, biases=biases
+    )
+    return candidates, {} if found.report is None else {"index": found.report.as_details()}
 
 
 def _biases(

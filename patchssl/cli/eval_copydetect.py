@@ -73,6 +73,7 @@ _OF_FEATURES = (
 @evaluation_process()
 def copydetect(
     context: click.Context,
+    /,
     data: Path | None,
     model: str | None,
     protocol: str | None,
@@ -110,7 +111,8 @@ def copydetect(
     start = time.perf_counter()
     options = {
         **choices.scoring(),
-        **{"index": index_options.index, "index_parameters": index_options.parameters},
+        "index": index_options.index,
+        "index_parameters": index_options.parameters,
         "seed": seed,
     }
     if choices.predictions is not None:
