@@ -1,8 +1,8 @@
 """`patchssl eval retrieval`."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from patchssl.cli.logs import configure_logging
 from patchssl.cli.options import format_option, no_record_option, quiet_option, results_option, seed_option
 from patchssl.cli.output import print_row
 from patchssl.cli.processes import evaluation_process, is_reporting
+from patchssl.cli.retrieval_options import CLASS, PLACES, RetrievalOptions, retrieval_options
 
 if TYPE_CHECKING:
     from patchssl.backbones import Backbone
@@ -30,97 +31,8 @@ if TYPE_CHECKING:
     from patchssl.evaluate.features import Features
     from patchssl.evaluate.results import Scored
 
-CLASS = "class"
-PLACES = ("official", "dino")
-TOKENS = "cls"
-
 # What only the retrieval of places has.
 _OF_PLACES = ("ground_truth", "multiscale", "crop_queries", "distractors", "distractor_features", "index", "per_query")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RetrievalOptions:
-    """What is particular to this evaluation.
-
-    Attributes:
-        protocol: `official`, `dino` or `class`.
-        tokens: what the descriptor is.
-        multiscale: three scales or one; None for the protocol's.
-        crop_queries: whether queries are cut to their boxes; None for the protocol's, or where nobody knows.
-        distractors: a folder of further images.
-        distractor_features: the same as features.
-        index: a FAISS factory.
-        per_query: a file for the outcome of every query.
-    """
-
-    protocol: str
-    tokens: str
-    multiscale: bool | None
-    crop_queries: bool | None
-    distractors: Path | None
-    distractor_features: Path | None
-    index: str
-    per_query: Path | None
-
-
-def retrieval_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of `RetrievalOptions`, each by its own name."""
-    file = click.Path(dir_okay=False, path_type=Path)
-    options = (
-        click.option(
-            "--protocol",
-            type=click.Choice([*PLACES, CLASS]),
-            show_default="official where DATA has a ground truth, else class",
-            help="official: revisited Oxford and Paris; every query is cut to its box first, the longer side shrunk to "
-            "224 px, class token, the whole database ranked by cosine. dino: the same with whole queries. class: "
-            "images of the query's class are right; shorter side resized bicubically, centre crop.",
-        ),
-        click.option(
-            "--tokens", default=TOKENS, show_default=True, metavar="T", help="cls, cls:N, mean, gem, joined by +."
-        ),
-        click.option(
-            "--multiscale/--no-multiscale",
-            default=None,
-            show_default="no",
-            help="official, dino: mean descriptor of the image at its size, at 0.71 and at 0.5 of it.",
-        ),
-        click.option(
-            "--crop-queries/--no-crop-queries",
-            default=None,
-            show_default="as the protocol says",
-            help="official, dino: cut every query to its box before anything else.",
-        ),
-        click.option(
-            "--distractors",
-            type=click.Path(file_okay=False, path_type=Path),
-            metavar="DIR",
-            help="official, dino: further images to rank, none of which is right, such as R1M.",
-        ),
-        click.option("--distractor-features", type=file, metavar="FILE", help="The same as an .npz of features."),
-        click.option(
-            "--index",
-            metavar="FACTORY",
-            default="Flat",
-            show_default="Flat, which ranks the whole database",
-            help="official, dino: a FAISS index to search in, such as IVF1024,PQ48; what it misses counts as missed.",
-        ),
-        click.option(
-            "--per-query",
-            type=file,
-            callback=_in_a_folder,
-            metavar="FILE",
-            help="official, dino: write the outcome of every query to a CSV file.",
-        ),
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
-def _in_a_folder(context: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
-    if value is not None and not value.absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no folder {value.absolute().parent}", context, option)
-    return value
 
 
 @click.command()
