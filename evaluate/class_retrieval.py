@@ -192,7 +192,7 @@ class _Positives:
         self.nums: NDArray[np.int64] = self.ends - self.starts - own_is_right
 
     def of(self, query: int) -> NDArray[np.int64]:
-        rows = self.order[self.starts[query] : self.ends[query]]
+        rows: NDArray[np.int64] = self.order[self.starts[query] : self.ends[query]]
         return rows[rows != self.own[query]]
 
     def chunks(self, queries: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

@@ -109,5 +109,5 @@ def ranks_in_list(
 
 def _rows_of(truth: RevisitedTruth, grades: Sequence[str], query: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """The features of the images of some grades, those that could be read."""
-    found = rows[np.concatenate([getattr(truth, grade)[query] for grade in grades])]
+    found: NDArray[np.int64] = rows[np.concatenate([getattr(truth, grade)[query] for grade in grades])]
     return found[found >= 0]

@@ -155,7 +155,7 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Side of the crop over that of the resized image: 0.875 is 224 of 256, 1 leaves the margin in.",
         ),
     )
-    return _bundle(function, options, "model_options", ModelOptions)
+    return bundle(function, options, "model_options", ModelOptions)
 
 
 def compute_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -180,12 +180,20 @@ def compute_options(function: Callable[..., Any]) -> Callable[..., Any]:
             raise click.UsageError("--cache and --no-cache contradict each other; give one of them")
         return ComputeOptions(device=own_device(resolve_device(device)), cache=None if no_cache else cache, **values)
 
-    return _bundle(function, options, "compute", make)
+    return bundle(function, options, "compute", make)
 
 
-def _bundle(
+def bundle(
     function: Callable[..., Any], options: Sequence[Callable[..., Any]], name: str, make: Callable[..., Any]
 ) -> Callable[..., Any]:
+    """Add options to a command that reach it as one record.
+
+    Args:
+        function: the command's.
+        options: of Click, in the order of the help.
+        name: of the command's parameter.
+        make: is given the value of each option by its name, and makes the record.
+    """
     before = len(getattr(function, "__click_params__", []))
 
     @functools.wraps(function)

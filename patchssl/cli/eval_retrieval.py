@@ -68,7 +68,7 @@ def retrieval(
     query_features: Path | None,
     database_features: Path | None,
     ground_truth: Path | None,
-    protocol: str | None,
+    retrieval_options: RetrievalOptions,
     model_options: ModelOptions,
     compute: ComputeOptions,
     seed: int,
@@ -76,7 +76,6 @@ def retrieval(
     no_record: bool,
     output_format: str,
     quiet: bool,
-    **values: Any,
 ) -> None:
     """Find the images that show the place, or are of the class, of each query.
 
@@ -94,8 +93,8 @@ def retrieval(
       patchssl eval retrieval --query-features q.npz --database-features d.npz --ground-truth gnd_roxford5k.pkl
     """  # noqa: D301 - the backslash is Click's mark for text that keeps its lines
     configure_logging(quiet=quiet)
-    chosen = protocol or _protocol_of(data, ground_truth)
-    options = RetrievalOptions(protocol=chosen, **values)
+    protocol = retrieval_options.protocol or _protocol_of(data, ground_truth)
+    options = replace(retrieval_options, protocol=protocol)
     from_files = _check_usage(context, data, model, options, model_options)
     if model is not None:
         model_options.check(model)
@@ -118,7 +117,7 @@ def retrieval(
         features,
         truth,
         options,
-        crop_queries=None if from_files else _crops(options),
+        crop_queries=None if from_files or options.of_classes else _crops(options),
         features_s=time.perf_counter() - start,
         device="cpu" if from_files else compute.device,
         seed=seed,
@@ -142,16 +141,14 @@ def _check_usage(
 ) -> bool:
     """Whether features come from files; refuses options that the protocol does not have."""
     own_geometry = model_options.preprocess == "model"
-    if options.protocol == CLASS:
+    if options.of_classes:
         _refuse(context, _OF_PLACES, f"for --protocol {' or '.join(PLACES)}; {CLASS} has no such thing")
         alone = context.params["query_features"] is None
         files = ["database_features"] if alone else ["query_features", "database_features"]
     else:
         files = ["query_features", "database_features", "ground_truth"]
         if not own_geometry:
-            _refuse(
-                context, ("crop_fraction",), f"for {CLASS} and --preprocess model; {options.protocol} cuts no centre"
-            )
+            _refuse(context, ("crop_fraction",), f"for {CLASS} and --preprocess model; {options.name} cuts no centre")
     if own_geometry:
         _refuse(context, ("multiscale",), "for --preprocess protocol; the model's own geometry has one scale")
     if options.distractors is not None and options.distractor_features is not None:
@@ -173,7 +170,7 @@ def _load(
     from patchssl.evaluate.features import load_features
 
     assert database_features is not None
-    if options.protocol == CLASS:
+    if options.of_classes:
         if query_features is None:
             return {"labelled": load_features(database_features)}, None
         return {"gallery": load_features(database_features), "queries": load_features(query_features)}, None
@@ -197,7 +194,7 @@ def _with_distractors(parts: "dict[str, Features]", options: RetrievalOptions) -
 
 def _open(data: Path, options: RetrievalOptions) -> "tuple[Mapping[str, ImageSource], RevisitedTruth | None]":
     # No reference evaluation turns pictures upright.
-    if options.protocol == CLASS:
+    if options.of_classes:
         from patchssl.data.query_gallery import open_query_gallery
 
         return open_query_gallery(data, apply_exif=False).sources, None
@@ -207,12 +204,10 @@ def _open(data: Path, options: RetrievalOptions) -> "tuple[Mapping[str, ImageSou
     return opened.sources, opened.truth
 
 
-def _crops(options: RetrievalOptions) -> bool | None:
-    if options.protocol == CLASS:
-        return None
+def _crops(options: RetrievalOptions) -> bool:
     from patchssl.evaluate.retrieval import PROTOCOLS
 
-    return PROTOCOLS[options.protocol].crop_queries if options.crop_queries is None else options.crop_queries
+    return PROTOCOLS[options.name].crop_queries if options.crop_queries is None else options.crop_queries
 
 
 def _backbone(
@@ -228,13 +223,13 @@ def _backbone(
         raise ConfigError(
             "tokens 'patches' are no one vector for an image; allowed: cls, cls:N, mean, gem, joined by +"
         )
-    if options.protocol == CLASS or model_options.preprocess == "model":
+    if options.of_classes or model_options.preprocess == "model":
         backbone = model_options.load(spec, device=device, seed=seed)
     else:
         plain = replace(model_options, preprocess="model", image_size=None)
         backbone = prepare(
             plain.load(spec, device=device, seed=seed),
-            options.protocol,
+            options.name,
             image_size=model_options.image_size,
             multiscale=options.multiscale,
         )
@@ -254,12 +249,12 @@ def _score(
     if truth is None:
         from patchssl.evaluate import class_retrieval
 
-        return class_retrieval.score(features, protocol=options.protocol, **about)
+        return class_retrieval.score(features, protocol=options.name, **about)
     from patchssl.evaluate.query_table import write_query_table
     from patchssl.evaluate.retrieval import score_with_ranks
 
     scored, ranked = score_with_ranks(
-        features, truth, protocol=options.protocol, crop_queries=crop_queries, index=options.index, **about
+        features, truth, protocol=options.name, crop_queries=crop_queries, index=options.index, **about
     )
     if options.per_query is not None:
         write_query_table(options.per_query, ranked, scored.outcomes.values)

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from patchssl.cli.bundles import bundle
+
 CLASS = "class"
 PLACES = ("official", "dino")
 TOKENS = "cls"
@@ -17,7 +19,7 @@ class RetrievalOptions:
     """What is particular to this evaluation.
 
     Attributes:
-        protocol: `official`, `dino` or `class`.
+        protocol: `official`, `dino` or `class`; None for the one that fits the data.
         tokens: what the descriptor is.
         multiscale: three scales or one; None for the protocol's.
         crop_queries: whether queries are cut to their boxes; None for the protocol's, or where nobody knows.
@@ -27,7 +29,7 @@ class RetrievalOptions:
         per_query: a file for the outcome of every query.
     """
 
-    protocol: str
+    protocol: str | None
     tokens: str
     multiscale: bool | None
     crop_queries: bool | None
@@ -36,9 +38,20 @@ class RetrievalOptions:
     index: str
     per_query: Path | None
 
+    @property
+    def name(self) -> str:
+        """The protocol, once it is known."""
+        assert self.protocol is not None
+        return self.protocol
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether labels tell what is right."""
+        return self.name == CLASS
+
 
 def retrieval_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of `RetrievalOptions`, each by its own name."""
+    """How is searched for what; passed as `retrieval_options: RetrievalOptions`."""
     file = click.Path(dir_okay=False, path_type=Path)
     options = (
         click.option(
@@ -86,9 +99,7 @@ def retrieval_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="official, dino: write the outcome of every query to a CSV file.",
         ),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return bundle(function, options, "retrieval_options", RetrievalOptions)
 
 
 def _in_a_folder(context: click.Context, option: click.Parameter, value: Path | None) -> Path | None:

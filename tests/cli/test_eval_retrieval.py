@@ -150,10 +150,12 @@ def test_distractors_from_a_folder_and_from_features(
     more = row_of(on_images(drawn / "revisited", "--distractors", str(drawn / "copydays" / "original")), capsys)
     assert list(more["dataset"]["splits"]) == ["database", "distractors", "queries"]
     assert more["metrics"]["map_medium"]["value"] < alone["metrics"]["map_medium"]["value"]
-    np.savez(tmp_path / "far.npz", features=np.zeros((7, 192), np.float32))  # beyond whatever is alike at all
+    drawn_features = np.random.default_rng(0).normal(size=(7, 192)).astype(np.float32)
+    np.savez(tmp_path / "far.npz", features=drawn_features)
     row = row_of(on_images(drawn / "revisited", "--distractor-features", str(tmp_path / "far.npz")), capsys)
     assert row["dataset"]["splits"] == {"database": 200, "distractors": 7, "queries": 10}
-    assert row["metrics"]["map_medium"]["value"] == pytest.approx(alone["metrics"]["map_medium"]["value"])
+    values = {name: row["metrics"]["map_medium"]["value"] for name, row in (("alone", alone), ("far", row))}
+    assert 0.99 * values["alone"] < values["far"] <= values["alone"]  # little is less alike than these
 
 
 def test_an_unreadable_database_image_is_listed_and_missed(
