@@ -58,7 +58,7 @@ def test_crops_of_several_sizes_stay_apart(num_workers: int) -> None:
     source = ArraySource(PIXELS, tuple("abcdefg"), None, (), "some", "somewhere")
 
     def by_content(image: Image.Image) -> Tensor:
-        side = 2 if np.array_equal(image, PIXELS[0]) else 4
+        side = 2 if np.array_equal(np.asarray(image), PIXELS[0]) else 4
         return torch.full((3, side, 4), side, dtype=torch.uint8)
 
     mixed, equal = read_crops(source, by_content, [range(3), range(1, 3)], num_workers=num_workers, pin_memory=False)

@@ -69,7 +69,7 @@ def toy(reader: WholeImage | None = None, **preprocess: Any) -> Backbone:
     given: dict[str, Any] = {"image_px": 64, "resize_px": 64, "fit": "long-side", **preprocess}
     return Backbone.of(
         MeanAndMax(),
-        WholeImage(),
+        reader or WholeImage(),
         spec="toy",
         family="toy",
         arch="toy",
