@@ -131,7 +131,9 @@ def _trained(
 
 
 def _tensors(part: Features, targets: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(np.ascontiguousarray(part.features)), torch.from_numpy(targets)
+    # Features that are mapped from a file cannot be written, of which torch warns.
+    features = np.require(part.features, requirements=["C", "A", "W"])
+    return torch.from_numpy(features), torch.from_numpy(targets)
 
 
 def regress(train: Features, test: Features, targets: Targets, options: Mapping[str, Any], *, seed: int) -> Outcome:

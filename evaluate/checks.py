@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchssl.errors import DataError
+from patchssl.evaluate.blocks import non_finite_rows
 from patchssl.evaluate.features import Features, meta_part
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def check_values(name: str, part: Features) -> None:
     """
     if len(part) == 0 or part.dim == 0:
         raise DataError(f"the {name} features are empty: shape {part.features.shape}")
-    bad = np.flatnonzero(~np.isfinite(part.features).all(axis=1))
+    bad = non_finite_rows(part.features)
     if len(bad):
         first = [str(part.ids[row]) if part.ids is not None else f"row {row}" for row in bad[:_NUM_NAMED]]
         raise DataError(

@@ -192,8 +192,9 @@ class _Positives:
         self.nums: NDArray[np.int64] = self.ends - self.starts - own_is_right
 
     def of(self, query: int) -> NDArray[np.int64]:
-        rows: NDArray[np.int64] = self.order[self.starts[query] : self.ends[query]]
-        return rows[rows != self.own[query]]
+        rows = self.order[self.starts[query] : self.ends[query]]
+        others: NDArray[np.int64] = rows[rows != self.own[query]]
+        return others
 
     def chunks(self, queries: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         """Queries whose ranks fit into memory together."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from patchssl.atomic import replacing
 from patchssl.errors import DataError
+from patchssl.evaluate.mapped import map_array
 from patchssl.evaluate.results import canonical_hash
 
 
@@ -95,12 +96,15 @@ def save_features(path: Path, features: Features) -> None:
     Raises:
         DataError: it cannot be written.
     """
-    arrays: dict[str, NDArray[Any]] = {"features": features.features.astype(np.float32)}
+    # Behind a meta, whatever its length, the features begin at a multiple of four bytes, as mapping likes it.
+    arrays: dict[str, NDArray[Any]] = {
+        "meta": np.array(json.dumps(dict(features.meta), sort_keys=True)),
+        "features": features.features.astype(np.float32, copy=False),
+    }
     if features.labels is not None:
         arrays["labels"] = features.labels.astype(np.int64)
     if features.ids is not None:
         arrays["ids"] = features.ids.astype(np.str_)
-    arrays["meta"] = np.array(json.dumps(dict(features.meta), sort_keys=True))
     try:
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
@@ -111,7 +115,8 @@ def save_features(path: Path, features: Features) -> None:
 def load_features(path: Path) -> Features:
     """Read a feature file: `features (M, D)`, optional `labels (M,)`, `ids (M,)` and `meta`.
 
-    The name of the file is added to the meta as `file`.
+    The features of a file that is not compressed stay on disk and are read where they are looked at; they cannot be
+    changed. The name of the file is added to the meta as `file`.
 
     Raises:
         DataError: it is missing, damaged, holds pickles, or its arrays are of other kinds or lengths.
@@ -121,7 +126,10 @@ def load_features(path: Path) -> Features:
         if isinstance(opened, np.ndarray):
             raise DataError(f"{path} is a single array; a feature file is an .npz with at least `features`")
         with opened as file:
-            arrays = {name: file[name] for name in ("features", "labels", "ids", "meta") if name in file.files}
+            arrays = {name: file[name] for name in ("labels", "ids", "meta") if name in file.files}
+            if "features" in file.files:
+                mapped = map_array(path, file.zip, "features")
+                arrays["features"] = file["features"] if mapped is None else mapped
             names = ", ".join(file.files)
     except FileNotFoundError:
         raise DataError(f"there is no feature file {path}") from None
@@ -141,8 +149,9 @@ def load_features(path: Path) -> Features:
 
 
 def _of_kind(array: NDArray[Any], name: str, kinds: str, told: str) -> NDArray[Any]:
-    if array.dtype.kind not in kinds:
-        raise DataError(f"{name} are of type {array.dtype}; needed: {told}")
+    kind = getattr(array, "dtype", np.dtype(object))  # what is no .npy in the archive is read as bytes
+    if kind.kind not in kinds:
+        raise DataError(f"{name} are of type {kind}; needed: {told}")
     return array
 
 

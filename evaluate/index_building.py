@@ -24,6 +24,7 @@ _BLOCK_BYTES = 64 * 2**20
 _TOO_FEW = re.compile(
     r"Number of training points \((\d+)\) should be at least as large as number of clusters \((\d+)\)"
 )
+_MESSAGE = re.compile(r"Error in .*? at \S+:\d+: (?:Error: '(.*?)' failed:? ?)?(.*)", flags=re.DOTALL)
 _FRACTIONAL = "k_factor"
 
 
@@ -87,7 +88,7 @@ def make_index(factory: str, dim: int, parameters: str | None = None) -> Any:
             faiss.ParameterSpace().set_index_parameter(index, name, value)
         except RuntimeError:
             raise ConfigError(
-                f"index {factory!r} has no parameter {name!r}; there are {PARAMETER_EXAMPLES}, each for its kind of index"
+                f"index {factory!r} has no parameter {name!r}; there are {PARAMETER_EXAMPLES}, each for its kind"
             ) from None
     return index
 
@@ -111,7 +112,7 @@ def parse_parameters(parameters: str | None) -> dict[str, float]:
                 f"index parameters are {parameters!r}, of which {part!r} cannot be used; give each once as NAME=NUMBER "
                 f"with whole numbers above 0, separated by commas: {PARAMETER_EXAMPLES}"
             )
-        found[name] = value
+        found[name] = int(value) if value.is_integer() else value
     return found
 
 
@@ -226,8 +227,12 @@ def _told(factory: str) -> Iterator[None]:
 
 
 def _reason(error: RuntimeError) -> str:
-    """FAISS's message without the place in its code."""
-    return re.sub(r"^Error in .*? at \S+:\d+: (Error: '.*?' failed:? ?)?", "", str(error), flags=re.DOTALL).strip()
+    """FAISS's message without the place in its code; without a message the condition that does not hold."""
+    found = _MESSAGE.match(str(error))
+    if found is None:
+        return str(error)
+    condition, message = found.groups()
+    return message.strip() or f"{condition} does not hold"
 
 
 def _why_not(factory: str, dim: int, reason: str) -> str:
@@ -241,5 +246,4 @@ def _why_not(factory: str, dim: int, reason: str) -> str:
             f"index {factory!r} cuts {width} dimensions into {', '.join(map(str, wrong))} parts; the number of parts "
             f"must divide them: {allowed}"
         )
-    told = reason or "it gives no reason"
-    return f"FAISS cannot make index {factory!r} for {dim} dimensions: {told}; take one such as {EXAMPLES}"
+    return f"FAISS cannot make index {factory!r} for {dim} dimensions: {reason}; take one such as {EXAMPLES}"

@@ -11,9 +11,11 @@ import click
 from patchssl.cli.bundles import (
     OF_IMAGES,
     ComputeOptions,
+    IndexOptions,
     ModelOptions,
     compute_options,
     features_are_given,
+    index_options,
     is_given,
     model_options,
 )
@@ -32,7 +34,16 @@ if TYPE_CHECKING:
     from patchssl.evaluate.results import Scored
 
 # What only the retrieval of places has.
-_OF_PLACES = ("ground_truth", "multiscale", "crop_queries", "distractors", "distractor_features", "index", "per_query")
+_OF_PLACES = (
+    "ground_truth",
+    "multiscale",
+    "crop_queries",
+    "distractors",
+    "distractor_features",
+    "index",
+    "index_parameters",
+    "per_query",
+)
 
 
 @click.command()
@@ -52,6 +63,7 @@ _OF_PLACES = ("ground_truth", "multiscale", "crop_queries", "distractors", "dist
     help="gnd_NAME.pkl or .json to these features; without it their labels tell what is right.",
 )
 @retrieval_options
+@index_options
 @model_options
 @compute_options
 @seed_option()
@@ -69,6 +81,7 @@ def retrieval(
     database_features: Path | None,
     ground_truth: Path | None,
     retrieval_options: RetrievalOptions,
+    index_options: IndexOptions,
     model_options: ModelOptions,
     compute: ComputeOptions,
     seed: int,
@@ -108,7 +121,7 @@ def retrieval(
         assert data is not None
         assert model is not None
         sources, truth = _open(data, options)
-        backbone = _backbone(model, options, model_options, device=compute.device, seed=seed)
+        backbone = _backbone(model, options, index_options, model_options, device=compute.device, seed=seed)
         computed = compute_features(sources, backbone, [options.tokens], compute=compute, quiet=quiet)
         if not is_reporting():
             return
@@ -117,6 +130,7 @@ def retrieval(
         features,
         truth,
         options,
+        index_options,
         crop_queries=None if from_files or options.of_classes else _crops(options),
         features_s=time.perf_counter() - start,
         device="cpu" if from_files else compute.device,
@@ -211,10 +225,15 @@ def _crops(options: RetrievalOptions) -> bool:
 
 
 def _backbone(
-    spec: str, options: RetrievalOptions, model_options: ModelOptions, *, device: str, seed: int
+    spec: str,
+    options: RetrievalOptions,
+    index_options: IndexOptions,
+    model_options: ModelOptions,
+    *,
+    device: str,
+    seed: int,
 ) -> "Backbone":
     from patchssl.errors import ConfigError
-    from patchssl.evaluate.factory import check_factory
     from patchssl.evaluate.retrieval import prepare
     from patchssl.pooling import parse_tokens
 
@@ -234,7 +253,7 @@ def _backbone(
             multiscale=options.multiscale,
         )
     if all(part.kind == "cls" for part in parts):  # patches of a network of stages may have another width
-        check_factory(options.index, len(parts) * backbone.dim)
+        index_options.check(len(parts) * backbone.dim)
     return backbone
 
 
@@ -242,6 +261,7 @@ def _score(
     features: "Mapping[str, Features]",
     truth: "RevisitedTruth | None",
     options: RetrievalOptions,
+    index_options: IndexOptions,
     *,
     crop_queries: bool | None,
     **about: Any,
@@ -254,7 +274,13 @@ def _score(
     from patchssl.evaluate.retrieval import score_with_ranks
 
     scored, ranked = score_with_ranks(
-        features, truth, protocol=options.name, crop_queries=crop_queries, index=options.index, **about
+        features,
+        truth,
+        protocol=options.name,
+        crop_queries=crop_queries,
+        index=index_options.index,
+        index_parameters=index_options.parameters,
+        **about,
     )
     if options.per_query is not None:
         write_query_table(options.per_query, ranked, scored.outcomes.values)

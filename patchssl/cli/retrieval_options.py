@@ -25,7 +25,6 @@ class RetrievalOptions:
         crop_queries: whether queries are cut to their boxes; None for the protocol's, or where nobody knows.
         distractors: a folder of further images.
         distractor_features: the same as features.
-        index: a FAISS factory.
         per_query: a file for the outcome of every query.
     """
 
@@ -35,7 +34,6 @@ class RetrievalOptions:
     crop_queries: bool | None
     distractors: Path | None
     distractor_features: Path | None
-    index: str
     per_query: Path | None
 
     @property
@@ -84,13 +82,6 @@ def retrieval_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="official, dino: further images to rank, none of which is right, such as R1M.",
         ),
         click.option("--distractor-features", type=file, metavar="FILE", help="The same as an .npz of features."),
-        click.option(
-            "--index",
-            metavar="FACTORY",
-            default="Flat",
-            show_default="Flat, which ranks the whole database",
-            help="official, dino: a FAISS index to search in, such as IVF1024,PQ48; what it misses counts as missed.",
-        ),
         click.option(
             "--per-query",
             type=file,

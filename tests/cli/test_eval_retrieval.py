@@ -137,9 +137,11 @@ def test_protocols_and_options_stand_in_columns_of_their_own(drawn: Path, capsys
     indexed = run("--index", "HNSW16,Flat")
     assert (indexed["settings"]["index"], indexed["settings"]["depth"]) == ("HNSW16,Flat", 200)
     assert indexed["details"]["index"]["num_vectors"] == 200
+    wider = run("--index", "HNSW16,Flat", "--index-parameters", "efSearch=400")
+    assert wider["settings"]["index_parameters"]["efSearch"] == 400
     own = run("--preprocess", "model")
     assert own["settings"]["crop"] == "centre"
-    rows = [official, dino, uncut, several, joined, indexed, own]
+    rows = [official, dino, uncut, several, joined, indexed, wider, own]
     assert len({row["comparability"] for row in rows}) == len(rows)
 
 

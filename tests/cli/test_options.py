@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from patchssl.cli import options
+from patchssl.cli.bundles import IndexOptions, index_options
 from patchssl.errors import ConfigError
 
 
@@ -155,3 +156,43 @@ def test_each_process_of_a_host_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="process 1 of this host finds 1 GPUs"):
         options.own_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], IndexOptions(index="Flat", parameters=None)),
+        (["--index", "HNSW32"], IndexOptions(index="HNSW32")),
+        (
+            ["--index", "IVF64,PQ8", "--index-parameters", "nprobe=4,ht=60"],
+            IndexOptions(index="IVF64,PQ8", parameters="nprobe=4,ht=60"),
+        ),
+    ],
+)
+def test_an_index_and_its_parameters_come_together(arguments: list[str], expected: IndexOptions) -> None:
+    result, got = run(index_options, *arguments)
+    assert result.exit_code == 0, result.output
+    assert got == {"index_options": expected}
+    expected.check(64)
+
+
+def test_parameters_of_exact_search_are_wrong_usage() -> None:
+    result, got = run(index_options, "--index-parameters", "nprobe=4")
+    assert result.exit_code == 2
+    assert "for an --index other than Flat" in result.output
+    assert got == {}
+
+
+def test_an_index_is_refused_before_the_work() -> None:
+    IndexOptions().check(64)
+    with pytest.raises(ConfigError, match="cuts 64 dimensions into 7 parts"):
+        IndexOptions(index="IVF64,PQ7").check(64)
+    with pytest.raises(ConfigError, match="has no parameter 'efSearch'"):
+        IndexOptions(index="IVF64,PQ8", parameters="efSearch=7").check(64)
+
+
+def test_help_teaches_indexes() -> None:
+    result, _ = run(index_options, "--help")
+    told = " ".join(result.output.split())
+    for words in ("--index FACTORY", "IVF1024,PQ48", "nprobe=16", "[default: Flat]", "(of FAISS)"):
+        assert words in told, told

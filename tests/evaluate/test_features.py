@@ -1,5 +1,7 @@
 import io
+import mmap
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,89 @@ def test_wrong_files_are_told(content: bytes, words: str, tmp_path: Path) -> Non
     with pytest.raises(DataError, match=words) as caught:
         load_features(path)
     assert str(path) in str(caught.value)
+
+
+def mapping(array: np.ndarray) -> object:
+    """What an array looks into in the end."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base.obj if isinstance(base, memoryview) else base
+
+
+@pytest.mark.parametrize("num", [1, 5, 3000])
+def test_features_stay_on_disk_at_an_aligned_place(num: int, tmp_path: Path) -> None:
+    for meta in ({}, {"a": "ü"}, {"b": "c" * num}):
+        features = some(num=num, meta=meta)
+        save_features(tmp_path / "f.npz", features)
+        loaded = load_features(tmp_path / "f.npz").features
+        assert isinstance(mapping(loaded), mmap.mmap)
+        assert loaded.flags.aligned
+        assert not loaded.flags.writeable
+        np.testing.assert_array_equal(loaded, features.features)
+
+
+def test_mapped_features_outlive_the_name_of_their_file(tmp_path: Path) -> None:
+    save_features(tmp_path / "f.npz", some())
+    loaded = load_features(tmp_path / "f.npz").features
+    save_features(tmp_path / "f.npz", some(features=np.zeros((4, 3), np.float32)))
+    np.testing.assert_array_equal(loaded, some().features)
+
+
+def test_files_of_others_are_mapped_wherever_their_features_lie(tmp_path: Path) -> None:
+    matrix = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+    np.savez(tmp_path / "f.npz", ids=np.array(["abc"] * 7), features=matrix, labels=np.arange(7))
+    loaded = load_features(tmp_path / "f.npz")
+    assert isinstance(mapping(loaded.features), mmap.mmap)
+    np.testing.assert_array_equal(loaded.features, matrix)
+    np.testing.assert_allclose(loaded.features @ loaded.features.T, matrix @ matrix.T, rtol=1e-6)
+    assert loaded.labels is not None
+    assert loaded.labels.tolist() == list(range(7))
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        np.full((3, 2), 1 / 3, ">f4"),
+        np.asfortranarray(np.arange(6, dtype=np.float32).reshape(3, 2)),
+        np.ones((3, 2), np.float64) / 3,
+        np.empty((0, 2), np.float32),
+    ],
+)
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_what_cannot_be_mapped_is_read(matrix: np.ndarray, save: Callable[..., None], tmp_path: Path) -> None:
+    save(tmp_path / "f.npz", features=matrix)
+    loaded = load_features(tmp_path / "f.npz").features
+    assert not isinstance(mapping(loaded), mmap.mmap)
+    assert loaded.dtype == np.float32
+    np.testing.assert_array_equal(loaded, matrix.astype(np.float32))
+
+
+def test_compressed_features_are_read(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "f.npz", features=ONES)
+    loaded = load_features(tmp_path / "f.npz").features
+    assert not isinstance(mapping(loaded), mmap.mmap)
+    np.testing.assert_array_equal(loaded, ONES)
+
+
+@pytest.mark.parametrize("place", ["name", "shape", "first", "last"])
+def test_a_changed_byte_of_mapped_features_is_told(place: str, tmp_path: Path) -> None:
+    path = tmp_path / "f.npz"
+    np.savez(path, features=np.full((50, 4), 0.5, np.float32))
+    content = bytearray(path.read_bytes())
+    values = content.index(np.float32(0.5).tobytes())
+    offset = {"name": 30, "shape": content.index(b"(50, 4)") + 1, "first": values, "last": values + 4 * 200 - 1}[place]
+    content[offset] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="no feature file"):
+        load_features(path)
+
+
+def test_a_member_that_is_no_array_is_told(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "f.npz", "w") as archive:
+        archive.writestr("features", "1")
+    with pytest.raises(DataError, match="features are of type object; needed: floating point"):
+        load_features(tmp_path / "f.npz")
 
 
 def test_a_missing_file_and_a_folder_are_told(tmp_path: Path) -> None:

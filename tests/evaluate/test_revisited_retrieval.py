@@ -284,8 +284,8 @@ def test_row() -> None:
         score(features, truth, crop_queries=False).row,
         score(features, truth, crop_queries=True, protocol="dino").row,
         score(features, truth_of(9, [[0], [4]], [[2], [3]]), crop_queries=True).row,
-        score(features, truth, crop_queries=True, index="HNSW8,Flat").row,
-        score(features, truth, crop_queries=True, index="HNSW8,Flat", depth=3).row,
+        score(features, truth, crop_queries=True, index="HNSW8").row,
+        score(features, truth, crop_queries=True, index="HNSW8", depth=3).row,
     ]
     assert len({row.comparability, *(other.comparability for other in others)}) == 6
     assert score(features, truth, crop_queries=True, seed=1).row.comparability == row.comparability
