@@ -56,7 +56,7 @@ def rows_by_name(part: str, features: Features, names: Sequence[str]) -> NDArray
             f"{len(unknown)} of {len(features)} {part} features are of images that the ground truth does not name "
             f"({_some(unknown)}); further images belong to the distractors"
         )
-    _check_missing(part, features, [names[number] for number in np.flatnonzero(rows < 0)])
+    _check_missing(part, features, [names[number] for number in np.flatnonzero(rows < 0).tolist()])
     return rows
 
 

@@ -193,7 +193,8 @@ class _Positives:
 
     def of(self, query: int) -> NDArray[np.int64]:
         rows = self.order[self.starts[query] : self.ends[query]]
-        return rows[rows != self.own[query]]
+        others: NDArray[np.int64] = rows[rows != self.own[query]]
+        return others
 
     def chunks(self, queries: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         """Queries whose ranks fit into memory together."""

@@ -103,6 +103,7 @@ def score(
     protocol: str = "official",
     crop_queries: bool | None = None,
     index: str = FLAT,
+    index_parameters: str | None = None,
     depth: int = DEPTH,
     features_s: float = 0.0,
     device: str = "cpu",
@@ -117,6 +118,7 @@ def score(
         protocol: one of PROTOCOLS.
         crop_queries: whether the queries were cut to their boxes; None where nobody knows, as of features of others.
         index: `Flat` ranks the whole database; any other FAISS factory finds `depth` neighbours.
+        index_parameters: of the search in an approximate index, as `patchssl.evaluate.factory.search` takes them.
         depth: of an approximate index.
         features_s: how long computing the features took.
         device: where they were computed.
@@ -132,6 +134,7 @@ def score(
         protocol=protocol,
         crop_queries=crop_queries,
         index=index,
+        index_parameters=index_parameters,
         depth=depth,
         features_s=features_s,
         device=device,
@@ -147,6 +150,7 @@ def score_with_ranks(
     protocol: str,
     crop_queries: bool | None,
     index: str = FLAT,
+    index_parameters: str | None = None,
     depth: int = DEPTH,
     features_s: float = 0.0,
     device: str = "cpu",
@@ -158,9 +162,9 @@ def score_with_ranks(
     check_parts(features)
     num_known = _warn_of_known(features.get("distractors"), truth)
     depth = min(depth, sum(len(part) for name, part in features.items() if name != "queries"))
-    ranked = rank_queries(features, truth, index=index, depth=depth, seed=seed)
+    ranked = rank_queries(features, truth, index=index, parameters=index_parameters, depth=depth, seed=seed)
     values = metric_values(ranked)
-    approximate = {} if index == FLAT else {"depth": depth}
+    approximate = {} if index == FLAT else {"index_parameters": (ranked.index or {}).get("parameters"), "depth": depth}
     scored = make_row(
         task="retrieval",
         protocol=protocol,

@@ -42,7 +42,13 @@ class RankedQueries:
 
 
 def rank_queries(
-    features: Mapping[str, Features], truth: RevisitedTruth, *, index: str = FLAT, depth: int, seed: int = 0
+    features: Mapping[str, Features],
+    truth: RevisitedTruth,
+    *,
+    index: str = FLAT,
+    parameters: str | None = None,
+    depth: int,
+    seed: int = 0,
 ) -> RankedQueries:
     """Rank the database, distractors included, for every query.
 
@@ -51,6 +57,7 @@ def rank_queries(
         truth: what is right.
         index: `Flat` ranks all; any other FAISS factory gives the first `depth` places, and what is right and not
             among them counts as never found.
+        parameters: of an index's search, as `patchssl.evaluate.factory.search` takes them.
         depth: how many places an index gives.
         seed: of an index that is trained.
 
@@ -72,7 +79,7 @@ def rank_queries(
     if index == FLAT:
         ranks = {difficulty: full_ranks(queries, database, *lists) for difficulty, lists in places.items()}
     else:
-        found = search(queries, database, depth, index=index, seed=seed)
+        found = search(queries, database, depth, index=index, parameters=parameters, seed=seed)
         report = None if found.report is None else found.report.as_details()
         ranks = {
             difficulty: [
@@ -109,5 +116,5 @@ def ranks_in_list(
 
 def _rows_of(truth: RevisitedTruth, grades: Sequence[str], query: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """The features of the images of some grades, those that could be read."""
-    found = rows[np.concatenate([getattr(truth, grade)[query] for grade in grades])]
+    found: NDArray[np.int64] = rows[np.concatenate([getattr(truth, grade)[query] for grade in grades])]
     return found[found >= 0]

@@ -169,7 +169,7 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Side of the crop over that of the resized image: 0.875 is 224 of 256, 1 leaves the margin in.",
         ),
     )
-    return _bundle(function, options, "model_options", ModelOptions)
+    return bundle(function, options, "model_options", ModelOptions)
 
 
 def compute_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -180,12 +180,12 @@ def compute_options(function: Callable[..., Any]) -> Callable[..., Any]:
             raise click.UsageError("--cache and --no-cache contradict each other; give one of them")
         return _compute(cache=None if no_cache else cache, **values)
 
-    return _bundle(function, (*_computing(), *cache_options()), "compute", make)
+    return bundle(function, (*_computing(), *cache_options()), "compute", make)
 
 
 def uncached_compute_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same without a cache, for what keeps no features."""
-    return _bundle(function, _computing(), "compute", _compute)
+    return bundle(function, _computing(), "compute", _compute)
 
 
 def _computing() -> tuple[Callable[..., Any], ...]:
@@ -233,40 +233,20 @@ def index_options(function: Callable[..., Any]) -> Callable[..., Any]:
             raise click.UsageError("--index-parameters is for an --index other than Flat, which is exact")
         return IndexOptions(index=index, parameters=index_parameters)
 
-    return _bundle(function, options, "index_options", make)
+    return bundle(function, options, "index_options", make)
 
 
-def index_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """How neighbours are searched for, `--index` and `--index-parameters`, as `index_options: IndexOptions`."""
-    options = (
-        click.option(
-            "--index",
-            default="Flat",
-            show_default=True,
-            metavar="FACTORY",
-            help="A FAISS index for the search. Flat is exact; the others are quicker or smaller, and tell what they "
-            "miss: IVF1024,Flat looks into few of 1,024 lists; HNSW32 follows a graph; IVF1024,PQ48 packs a vector "
-            "into 48 bytes; OPQ48_384,IVF1024,PQ48x4fs,RFlat looks twice at its best; PCAW256,L2norm,Flat whitens.",
-        ),
-        click.option(
-            "--index-parameters",
-            metavar="NAME=N,…",
-            show_default="of FAISS",
-            help="How thoroughly --index is searched: nprobe=16 lists of an IVF, efSearch=64 nodes of an HNSW.",
-        ),
-    )
-
-    def make(index: str, index_parameters: str | None) -> IndexOptions:
-        if index == "Flat" and index_parameters is not None:
-            raise click.UsageError("--index-parameters is for an --index other than Flat, which is exact")
-        return IndexOptions(index=index, parameters=index_parameters)
-
-    return _bundle(function, options, "index_options", make)
-
-
-def _bundle(
+def bundle(
     function: Callable[..., Any], options: Sequence[Callable[..., Any]], name: str, make: Callable[..., Any]
 ) -> Callable[..., Any]:
+    """Add options to a command that reach it as one record.
+
+    Args:
+        function: the command's.
+        options: of Click, in the order of the help.
+        name: of the command's parameter.
+        make: is given the value of each option by its name, and makes the record.
+    """
     before = len(getattr(function, "__click_params__", []))
 
     @functools.wraps(function)

@@ -1,8 +1,8 @@
 """`patchssl eval retrieval`."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,11 @@ import click
 from patchssl.cli.bundles import (
     OF_IMAGES,
     ComputeOptions,
+    IndexOptions,
     ModelOptions,
     compute_options,
     features_are_given,
+    index_options,
     is_given,
     model_options,
 )
@@ -22,6 +24,7 @@ from patchssl.cli.logs import configure_logging
 from patchssl.cli.options import format_option, no_record_option, quiet_option, results_option, seed_option
 from patchssl.cli.output import print_row
 from patchssl.cli.processes import evaluation_process, is_reporting
+from patchssl.cli.retrieval_options import CLASS, PLACES, RetrievalOptions, retrieval_options
 
 if TYPE_CHECKING:
     from patchssl.backbones import Backbone
@@ -30,97 +33,17 @@ if TYPE_CHECKING:
     from patchssl.evaluate.features import Features
     from patchssl.evaluate.results import Scored
 
-CLASS = "class"
-PLACES = ("official", "dino")
-TOKENS = "cls"
-
 # What only the retrieval of places has.
-_OF_PLACES = ("ground_truth", "multiscale", "crop_queries", "distractors", "distractor_features", "index", "per_query")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RetrievalOptions:
-    """What is particular to this evaluation.
-
-    Attributes:
-        protocol: `official`, `dino` or `class`.
-        tokens: what the descriptor is.
-        multiscale: three scales or one; None for the protocol's.
-        crop_queries: whether queries are cut to their boxes; None for the protocol's, or where nobody knows.
-        distractors: a folder of further images.
-        distractor_features: the same as features.
-        index: a FAISS factory.
-        per_query: a file for the outcome of every query.
-    """
-
-    protocol: str
-    tokens: str
-    multiscale: bool | None
-    crop_queries: bool | None
-    distractors: Path | None
-    distractor_features: Path | None
-    index: str
-    per_query: Path | None
-
-
-def retrieval_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of `RetrievalOptions`, each by its own name."""
-    file = click.Path(dir_okay=False, path_type=Path)
-    options = (
-        click.option(
-            "--protocol",
-            type=click.Choice([*PLACES, CLASS]),
-            show_default="official where DATA has a ground truth, else class",
-            help="official: revisited Oxford and Paris; every query is cut to its box first, the longer side shrunk to "
-            "224 px, class token, the whole database ranked by cosine. dino: the same with whole queries. class: "
-            "images of the query's class are right; shorter side resized bicubically, centre crop.",
-        ),
-        click.option(
-            "--tokens", default=TOKENS, show_default=True, metavar="T", help="cls, cls:N, mean, gem, joined by +."
-        ),
-        click.option(
-            "--multiscale/--no-multiscale",
-            default=None,
-            show_default="no",
-            help="official, dino: mean descriptor of the image at its size, at 0.71 and at 0.5 of it.",
-        ),
-        click.option(
-            "--crop-queries/--no-crop-queries",
-            default=None,
-            show_default="as the protocol says",
-            help="official, dino: cut every query to its box before anything else.",
-        ),
-        click.option(
-            "--distractors",
-            type=click.Path(file_okay=False, path_type=Path),
-            metavar="DIR",
-            help="official, dino: further images to rank, none of which is right, such as R1M.",
-        ),
-        click.option("--distractor-features", type=file, metavar="FILE", help="The same as an .npz of features."),
-        click.option(
-            "--index",
-            metavar="FACTORY",
-            default="Flat",
-            show_default="Flat, which ranks the whole database",
-            help="official, dino: a FAISS index to search in, such as IVF1024,PQ48; what it misses counts as missed.",
-        ),
-        click.option(
-            "--per-query",
-            type=file,
-            callback=_in_a_folder,
-            metavar="FILE",
-            help="official, dino: write the outcome of every query to a CSV file.",
-        ),
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
-def _in_a_folder(context: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
-    if value is not None and not value.absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no folder {value.absolute().parent}", context, option)
-    return value
+_OF_PLACES = (
+    "ground_truth",
+    "multiscale",
+    "crop_queries",
+    "distractors",
+    "distractor_features",
+    "index",
+    "index_parameters",
+    "per_query",
+)
 
 
 @click.command()
@@ -140,6 +63,7 @@ def _in_a_folder(context: click.Context, option: click.Parameter, value: Path | 
     help="gnd_NAME.pkl or .json to these features; without it their labels tell what is right.",
 )
 @retrieval_options
+@index_options
 @model_options
 @compute_options
 @seed_option()
@@ -156,7 +80,8 @@ def retrieval(
     query_features: Path | None,
     database_features: Path | None,
     ground_truth: Path | None,
-    protocol: str | None,
+    retrieval_options: RetrievalOptions,
+    index_options: IndexOptions,
     model_options: ModelOptions,
     compute: ComputeOptions,
     seed: int,
@@ -164,7 +89,6 @@ def retrieval(
     no_record: bool,
     output_format: str,
     quiet: bool,
-    **values: Any,
 ) -> None:
     """Find the images that show the place, or are of the class, of each query.
 
@@ -182,8 +106,8 @@ def retrieval(
       patchssl eval retrieval --query-features q.npz --database-features d.npz --ground-truth gnd_roxford5k.pkl
     """  # noqa: D301 - the backslash is Click's mark for text that keeps its lines
     configure_logging(quiet=quiet)
-    chosen = protocol or _protocol_of(data, ground_truth)
-    options = RetrievalOptions(protocol=chosen, **values)
+    protocol = retrieval_options.protocol or _protocol_of(data, ground_truth)
+    options = replace(retrieval_options, protocol=protocol)
     from_files = _check_usage(context, data, model, options, model_options)
     if model is not None:
         model_options.check(model)
@@ -197,7 +121,7 @@ def retrieval(
         assert data is not None
         assert model is not None
         sources, truth = _open(data, options)
-        backbone = _backbone(model, options, model_options, device=compute.device, seed=seed)
+        backbone = _backbone(model, options, index_options, model_options, device=compute.device, seed=seed)
         computed = compute_features(sources, backbone, [options.tokens], compute=compute, quiet=quiet)
         if not is_reporting():
             return
@@ -206,7 +130,8 @@ def retrieval(
         features,
         truth,
         options,
-        crop_queries=None if from_files else _crops(options),
+        index_options,
+        crop_queries=None if from_files or options.of_classes else _crops(options),
         features_s=time.perf_counter() - start,
         device="cpu" if from_files else compute.device,
         seed=seed,
@@ -230,16 +155,14 @@ def _check_usage(
 ) -> bool:
     """Whether features come from files; refuses options that the protocol does not have."""
     own_geometry = model_options.preprocess == "model"
-    if options.protocol == CLASS:
+    if options.of_classes:
         _refuse(context, _OF_PLACES, f"for --protocol {' or '.join(PLACES)}; {CLASS} has no such thing")
         alone = context.params["query_features"] is None
         files = ["database_features"] if alone else ["query_features", "database_features"]
     else:
         files = ["query_features", "database_features", "ground_truth"]
         if not own_geometry:
-            _refuse(
-                context, ("crop_fraction",), f"for {CLASS} and --preprocess model; {options.protocol} cuts no centre"
-            )
+            _refuse(context, ("crop_fraction",), f"for {CLASS} and --preprocess model; {options.name} cuts no centre")
     if own_geometry:
         _refuse(context, ("multiscale",), "for --preprocess protocol; the model's own geometry has one scale")
     if options.distractors is not None and options.distractor_features is not None:
@@ -261,7 +184,7 @@ def _load(
     from patchssl.evaluate.features import load_features
 
     assert database_features is not None
-    if options.protocol == CLASS:
+    if options.of_classes:
         if query_features is None:
             return {"labelled": load_features(database_features)}, None
         return {"gallery": load_features(database_features), "queries": load_features(query_features)}, None
@@ -285,7 +208,7 @@ def _with_distractors(parts: "dict[str, Features]", options: RetrievalOptions) -
 
 def _open(data: Path, options: RetrievalOptions) -> "tuple[Mapping[str, ImageSource], RevisitedTruth | None]":
     # No reference evaluation turns pictures upright.
-    if options.protocol == CLASS:
+    if options.of_classes:
         from patchssl.data.query_gallery import open_query_gallery
 
         return open_query_gallery(data, apply_exif=False).sources, None
@@ -295,19 +218,22 @@ def _open(data: Path, options: RetrievalOptions) -> "tuple[Mapping[str, ImageSou
     return opened.sources, opened.truth
 
 
-def _crops(options: RetrievalOptions) -> bool | None:
-    if options.protocol == CLASS:
-        return None
+def _crops(options: RetrievalOptions) -> bool:
     from patchssl.evaluate.retrieval import PROTOCOLS
 
-    return PROTOCOLS[options.protocol].crop_queries if options.crop_queries is None else options.crop_queries
+    return PROTOCOLS[options.name].crop_queries if options.crop_queries is None else options.crop_queries
 
 
 def _backbone(
-    spec: str, options: RetrievalOptions, model_options: ModelOptions, *, device: str, seed: int
+    spec: str,
+    options: RetrievalOptions,
+    index_options: IndexOptions,
+    model_options: ModelOptions,
+    *,
+    device: str,
+    seed: int,
 ) -> "Backbone":
     from patchssl.errors import ConfigError
-    from patchssl.evaluate.factory import check_factory
     from patchssl.evaluate.retrieval import prepare
     from patchssl.pooling import parse_tokens
 
@@ -316,18 +242,18 @@ def _backbone(
         raise ConfigError(
             "tokens 'patches' are no one vector for an image; allowed: cls, cls:N, mean, gem, joined by +"
         )
-    if options.protocol == CLASS or model_options.preprocess == "model":
+    if options.of_classes or model_options.preprocess == "model":
         backbone = model_options.load(spec, device=device, seed=seed)
     else:
         plain = replace(model_options, preprocess="model", image_size=None)
         backbone = prepare(
             plain.load(spec, device=device, seed=seed),
-            options.protocol,
+            options.name,
             image_size=model_options.image_size,
             multiscale=options.multiscale,
         )
     if all(part.kind == "cls" for part in parts):  # patches of a network of stages may have another width
-        check_factory(options.index, len(parts) * backbone.dim)
+        index_options.check(len(parts) * backbone.dim)
     return backbone
 
 
@@ -335,6 +261,7 @@ def _score(
     features: "Mapping[str, Features]",
     truth: "RevisitedTruth | None",
     options: RetrievalOptions,
+    index_options: IndexOptions,
     *,
     crop_queries: bool | None,
     **about: Any,
@@ -342,12 +269,18 @@ def _score(
     if truth is None:
         from patchssl.evaluate import class_retrieval
 
-        return class_retrieval.score(features, protocol=options.protocol, **about)
+        return class_retrieval.score(features, protocol=options.name, **about)
     from patchssl.evaluate.query_table import write_query_table
     from patchssl.evaluate.retrieval import score_with_ranks
 
     scored, ranked = score_with_ranks(
-        features, truth, protocol=options.protocol, crop_queries=crop_queries, index=options.index, **about
+        features,
+        truth,
+        protocol=options.name,
+        crop_queries=crop_queries,
+        index=index_options.index,
+        index_parameters=index_options.parameters,
+        **about,
     )
     if options.per_query is not None:
         write_query_table(options.per_query, ranked, scored.outcomes.values)

@@ -8,7 +8,7 @@ could make NumPy take bytes of the file for addresses of objects. The arrays are
 import pickle
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,13 +59,13 @@ class _Type:
         if not isinstance(name, str) or not _NUMBERS.fullmatch(name):
             raise _Refused(f"holds an array of the type {name!r}, and only numbers and text are read")
         self.name = name.lstrip("<>|=")
-        self.order = "="
+        self.order: Literal["<", ">", "="] = "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         # (version, byte order, …); the rest repeats the name, or describes records, which are refused.
         if state[1] not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
             raise _Refused("holds an array of records, and only numbers and text are read")
-        self.order = state[1]
+        self.order = "=" if state[1] == "|" else state[1]
 
     @property
     def is_object(self) -> bool:
@@ -74,7 +74,7 @@ class _Type:
     def made(self) -> np.dtype[Any]:
         if self.is_object:
             raise _Refused("holds a number of the type object")
-        return np.dtype(self.name).newbyteorder(self.order if self.order != "|" else "=")
+        return np.dtype(self.name).newbyteorder(self.order)
 
 
 class _Array:

@@ -97,7 +97,9 @@ def load_truth(path: Path) -> RevisitedTruth:
         database,
         queries,
         tuple(entry.box() for entry in entries),
-        *(tuple(grades[grade]) for grade in GRADES),
+        tuple(grades["easy"]),
+        tuple(grades["hard"]),
+        tuple(grades["junk"]),
         num_own,
     )
 

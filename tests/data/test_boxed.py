@@ -9,7 +9,7 @@ from PIL import Image
 
 from patchssl.data.boxed import Box, BoxedSource
 from patchssl.data.decode import UnreadableImage
-from patchssl.data.images import ArraySource, FileSource
+from patchssl.data.images import ArraySource, FileSource, ImageSource
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 10, 12, 3), dtype=np.uint8)
 WHOLE = ArraySource(PIXELS, ("a", "b", "c"), np.array([0, 1, 0]), ("x", "y"), "name", "location")
@@ -57,8 +57,9 @@ def test_fingerprint_and_state_follow_boxes_and_images(tmp_path: Path) -> None:
         ((1, 1, 5, 5.5), None),
     ]
     sources = [BoxedSource(files, chosen) for chosen in boxes]
-    assert len({source.fingerprint() for source in [*sources, files]}) == 5
-    assert len({source.state() for source in [*sources, files]}) == 5
+    every: list[ImageSource] = [*sources, files]
+    assert len({source.fingerprint() for source in every}) == 5
+    assert len({source.state() for source in every}) == 5
     assert BoxedSource(files, ((1.0, 1.0, 5.0, 5.0), None)).fingerprint() == sources[1].fingerprint()
     state, fingerprint = sources[1].state(), sources[1].fingerprint()
     Image.fromarray(PIXELS[1]).resize((20, 20)).save(tmp_path / "a.png")

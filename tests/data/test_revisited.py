@@ -207,5 +207,7 @@ def test_the_built_in_images_open(tmp_path: Path) -> None:
     data = open_revisited(tmp_path / "drawn" / "revisited", crop_queries=True)
     assert len(data.truth.queries) == len(data.sources["queries"])
     for index in range(len(data.truth.queries)):
-        left, top, right, bottom = data.truth.boxes[index] or ()
+        box = data.truth.boxes[index]
+        assert box is not None
+        left, top, right, bottom = box
         assert data.sources["queries"].read(index).size == (right - left, bottom - top)
