@@ -82,12 +82,14 @@ def extract(
         The features; of ranks other than 0 none.
 
     Raises:
-        ConfigError: several processes have no store to share.
+        ConfigError: several processes have no store to share; patches are asked for where images differ in size.
         DataError: too many images are unreadable, or none is readable; processes see different data or models, or
             several cannot write the store.
     """
     choices = {name: parse_tokens(name) for name in tokens}
     parts = tuple(dict.fromkeys(part for chosen in choices.values() for part in chosen))
+    if backbone.preprocess.keeps_proportions or len(backbone.preprocess.scales) > 1:
+        _refuse_patches(parts)
     if store is None and ranks.world_size() > 1:
         raise ConfigError(
             f"{ranks.world_size()} processes share their features through a store; let them have one (--cache DIR)"
@@ -117,6 +119,14 @@ def extract(
         shards.complete()
         watch.check(shards.unreadable(), len(source))
         return _assemble(shards, choices, backbone, source, resolved, num_stored)
+
+
+def _refuse_patches(parts: Sequence[Part]) -> None:
+    if any(part.kind == "patches" for part in parts):
+        raise ConfigError(
+            "patches of images that differ in size or come at several scales form no common grid; take a square crop, "
+            "or mean or gem of them"
+        )
 
 
 def _check_same(backbone: Backbone, source: ImageSource) -> None:
@@ -256,12 +266,7 @@ def _meta(backbone: Backbone, source: ImageSource, precision: str, *, num_unread
         },
         "settings": {
             "pooling": backbone.pooling,
-            "image_px": preprocess.image_px,
-            "resize_px": preprocess.resize_px,
-            "resize": preprocess.resize,
-            "crop": "centre",
-            "mean": list(preprocess.mean),
-            "std": list(preprocess.std),
+            **preprocess.settings(),
             "precision": precision,
             "checkpoint_key": backbone.checkpoint_key,
         },

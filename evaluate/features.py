@@ -4,7 +4,7 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,56 +156,60 @@ def _parse_meta(array: NDArray[Any]) -> dict[str, Any]:
     return meta
 
 
-def model_of(train: Features, test: Features) -> dict[str, Any]:
+def model_of(parts: Sequence[Features]) -> dict[str, Any]:
     """The `model` part of a result row, from the features' `meta`; with how its file was loaded, where that is known.
 
-    Features of an unknown model are told apart by a hash of both matrices in the place of the weights'.
+    Features of an unknown model are told apart by a hash of all matrices in the place of the weights'.
+
+    Args:
+        parts: at least one; of all facts but the weights the last tells.
 
     Raises:
-        DataError: the two name different weights.
+        DataError: they name different weights.
     """
-    known, other = meta_part(test, "model"), meta_part(train, "model")
-    hashes = [part.get("weights_sha256") for part in (other, known)]
-    if all(hashes) and hashes[0] != hashes[1]:
+    known, first = meta_part(parts[-1], "model"), meta_part(parts[0], "model")
+    hashes = {str(found) for part in parts if (found := meta_part(part, "model").get("weights_sha256"))}
+    if len(hashes) > 1:
         raise DataError(
-            f"training features are of weights {str(hashes[0])[:12]}…, test features of {str(hashes[1])[:12]}…; "
-            "both must come from one model"
+            f"the features are of different weights ({', '.join(f'{found[:12]}…' for found in sorted(hashes))}); all "
+            "must come from one model"
         )
-    digest = hashlib.sha256()
-    for part in (train, test):
-        digest.update(np.ascontiguousarray(part.features).data)
     unknown = {
-        "spec": test.meta.get("file", "features"),
+        "spec": parts[-1].meta.get("file", "features"),
         "family": "features",
         "arch": None,
         "num_params": None,
-        "dim": test.dim,
-        "weights_sha256": digest.hexdigest(),
+        "dim": parts[-1].dim,
+        "weights_sha256": None,
     }
-    told = {"load": known["load"]} if "load" in known else {}
-    return {**{name: known.get(name, value) for name, value in unknown.items()}, **told}
+    facts = {name: known.get(name, value) for name, value in unknown.items()}
+    if facts["weights_sha256"] is None:
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(np.ascontiguousarray(part.features).data)
+        facts["weights_sha256"] = digest.hexdigest()
+    return {**facts, **({"load": first["load"]} if "load" in first else {})}
 
 
-def dataset_of(train: Features | None, test: Features) -> dict[str, Any]:
+def dataset_of(parts: Mapping[str, Features]) -> dict[str, Any]:
     """The `dataset` part of a result row, from the features' `meta`; labels and ids stand in for an unknown one.
 
     Args:
-        train: the training part, or None where the data have no parts.
-        test: the test part, or all of the data.
+        parts: of the data by name, at least one; the first has the classes, the last names the data.
     """
-    splits = {"labelled": test} if train is None else {"train": train, "test": test}
-    parts = {name: meta_part(part, "dataset") for name, part in splits.items()}
-    prints = {name: parts[name].get("fingerprint") or _labels_hash(part) for name, part in splits.items()}
-    about, unnamed = meta_part(test, "dataset"), test.meta.get("file", "features")
-    learned = test if train is None else train
+    about = {name: meta_part(part, "dataset") for name, part in parts.items()}
+    prints = {name: about[name].get("fingerprint") or _labels_hash(part) for name, part in parts.items()}
+    names = list(parts)
+    first, last = names[0], names[-1]
+    unnamed = parts[last].meta.get("file", "features")
     return {
-        "name": about.get("name", unnamed),
-        "path_name": about.get("path_name", unnamed),
-        "num_images": sum(map(len, splits.values())),
-        "num_classes": meta_part(learned, "dataset").get("num_classes", _num_classes(learned)),
+        "name": about[last].get("name", unnamed),
+        "path_name": about[last].get("path_name", unnamed),
+        "num_images": sum(map(len, parts.values())),
+        "num_classes": about[first].get("num_classes", _num_classes(parts[first])),
         "fingerprint": canonical_hash(prints),
-        "splits": {name: len(part) for name, part in splits.items()},
-        "num_unreadable": sum(part.get("num_unreadable", 0) for part in parts.values()),
+        "splits": {name: len(part) for name, part in parts.items()},
+        "num_unreadable": sum(found.get("num_unreadable", 0) for found in about.values()),
     }
 
 

@@ -200,8 +200,7 @@ def score(
     return make_row(
         task="knn",
         protocol=PROTOCOL.name,
-        train=train,
-        test=test,
+        parts={"train": train, "test": test},
         values={name: hits.mean(axis=0) for name, hits in result.hits.items()},
         headline=PROTOCOL.headline(result.ks),
         meaning={

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from patchssl.backbones import Backbone
 from patchssl.data.crops import CropBatch, read_crops
@@ -137,26 +138,76 @@ def _steps(work: Work, shard_images: int, batch_size: int, num_images: int) -> I
 
 
 @torch.inference_mode()
-def forward(backbone: Backbone, pixels: Tensor, parts: Sequence[Part], precision: str) -> dict[Part, Tensor]:
+def forward(
+    backbone: Backbone, pixels: Tensor | Sequence[Tensor], parts: Sequence[Part], precision: str
+) -> dict[Part, Tensor]:
     """Run a backbone and take parts of its tokens.
+
+    Images of equal size go through together. Where the preprocessing has several scales, a part is the mean over them.
 
     Args:
         backbone: on the device to compute on.
-        pixels: (B, 3, h, w) uint8, cropped and not yet normalised.
+        pixels: (B, 3, h, w) uint8, cropped and not yet normalised, or (3, h, w) for each of B images.
         parts: what to take.
         precision: `fp32`, `bf16` or `fp16`.
 
     Returns:
         (B, D) float32 on the backbone's device for each part; of the kind `patches` (B, H, W, D).
     """
+    if isinstance(pixels, Tensor):
+        return _forward_equal(backbone, pixels, parts, precision)
+    places: dict[torch.Size, list[int]] = {}
+    for place, image in enumerate(pixels):
+        places.setdefault(image.shape, []).append(place)
+    order = torch.tensor([place for chosen in places.values() for place in chosen], device=backbone.device)
+    outputs = [
+        _forward_equal(backbone, torch.stack([pixels[place] for place in chosen]), parts, precision)
+        for chosen in places.values()
+    ]
+    # Row i of what is put together belongs to image order[i].
+    return {part: torch.cat([output[part] for output in outputs])[order.argsort()] for part in parts}
+
+
+def _forward_equal(backbone: Backbone, pixels: Tensor, parts: Sequence[Part], precision: str) -> dict[Part, Tensor]:
+    """Images of one size: (B, 3, h, w) uint8 → what `forward` returns."""
     device, dtype = backbone.device, _DTYPES[precision]
+    preprocess = backbone.preprocess
     cast: AbstractContextManager[Any] = nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
-    with cast:
-        normalised = backbone.preprocess.normalise(pixels.to(device, non_blocking=True))
-        blocks = backbone.last_blocks(normalised, num_blocks_of(parts))
+    normalised = preprocess.normalise(pixels.to(device, non_blocking=True))
+    pooled = []
+    for image in _at_scales(backbone, normalised):
+        with cast:
+            blocks = backbone.last_blocks(image, num_blocks_of(parts))
+        found = {part: pool(blocks, part).float() for part in parts}
+        pooled.append(
+            {part: functional.normalize(rows) for part, rows in found.items()} if preprocess.unit_scales else found
+        )
+    if len(pooled) > 1:
+        return {part: torch.stack([found[part] for found in pooled]).mean(dim=0) for part in parts}
     grid = blocks[-1].grid
-    pooled = {part: pool(blocks, part).float() for part in parts}
-    return {part: rows.unflatten(1, grid) if part.kind == "patches" else rows for part, rows in pooled.items()}
+    return {part: rows.unflatten(1, grid) if part.kind == "patches" else rows for part, rows in pooled[0].items()}
+
+
+def _at_scales(backbone: Backbone, normalised: Tensor) -> Iterator[Tensor]:
+    """The images at every scale, cut at the right and below to whole patches, as a ViT of the originals does itself.
+
+    Sides shorter than one patch are enlarged to it.
+    """
+    preprocess, multiple = backbone.preprocess, backbone.sizes.multiple_px
+    least = max(multiple, backbone.sizes.min_px)
+    for scale in preprocess.scales:
+        image = normalised
+        if scale != 1:
+            image = functional.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False)
+        height, width = image.shape[-2:]
+        if min(height, width) < least:
+            image = functional.interpolate(
+                image, size=(max(height, least), max(width, least)), mode="bilinear", align_corners=False
+            )
+            height, width = image.shape[-2:]
+        if preprocess.keeps_proportions or scale != 1:
+            image = image[..., : height - height % multiple, : width - width % multiple]
+        yield image
 
 
 class _Collected:

@@ -149,8 +149,7 @@ def score(
     return make_row(
         task="knn",
         protocol=protocol,
-        train=train,
-        test=test,
+        parts={"train": train, "test": test},
         values=metric_values(result.hits),
         headline=defaults.headline(chosen),
         meaning={"similarity": "cosine", **_MEANINGS[protocol], "temperature": temperature},

@@ -108,8 +108,7 @@ def score(
     return make_row(
         task="knn",
         protocol=PROTOCOL.name,
-        train=None,
-        test=features,
+        parts={"labelled": features},
         values={name: np.where(result.counted, hits, np.nan) for name, hits in values.items()},
         headline=PROTOCOL.headline(chosen),
         meaning={"similarity": "cosine", "weight": "exp(similarity / temperature)", "temperature": temperature},

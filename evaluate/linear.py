@@ -290,8 +290,7 @@ def _make_row(
     return make_row(
         task="linear",
         protocol=protocol,
-        train=train,
-        test=replace(test, meta={**test.meta, "settings": settings}),
+        parts={"train": train, "test": replace(test, meta={**test.meta, "settings": settings})},
         values=outcome.values,
         headline="top1",
         meaning={name: list(value) if isinstance(value, tuple) else value for name, value in meaning.items()},

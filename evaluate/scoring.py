@@ -16,8 +16,7 @@ def make_row(
     *,
     task: str,
     protocol: str,
-    train: Features | None,
-    test: Features,
+    parts: Mapping[str, Features],
     values: Mapping[str, NDArray[Any]],
     headline: str,
     meaning: Mapping[str, Any],
@@ -27,15 +26,16 @@ def make_row(
     seed: int,
     details: Mapping[str, Any] | None = None,
     intervals: Mapping[str, tuple[float, float]] | None = None,
+    whole: Mapping[str, Metric] | None = None,
 ) -> Scored:
     """Put a row together.
 
     Args:
         task: of the row.
         protocol: of the row.
-        train: the features that were learned from; model, data and preprocessing are read from their `meta`. None where
-            there is no such part, and the tested images themselves were learned from.
-        test: the features that were tested.
+        parts: the features by the name of the part of the data, for instance `train` and `test`; the last are those
+            that were tested, the first those that were learned from, which may be the same. Model, data and
+            preprocessing are read from their `meta`.
         values: (Q,) outcome of every test image for each metric; NaN where an image does not count.
         headline: the metric to show first.
         meaning: settings of the protocol that change what the numbers mean.
@@ -45,8 +45,10 @@ def make_row(
         seed: of the bootstrap and of fresh weights.
         details: what else to keep; `chance` is added, what guessing gives for each metric where that is known.
         intervals: 95 % intervals of metrics where the bootstrap over the images is not the right one.
+        whole: metrics that are no mean over images; they have no outcomes.
     """
-    dataset = dataset_of(train, test)
+    test = list(parts.values())[-1]
+    dataset = dataset_of(parts)
     guess = chance(values, dataset["num_classes"])
     features = meta_part(test, "settings")
     compared = {name: value for name, value in features.items() if name not in NOT_COMPARED}
@@ -54,9 +56,12 @@ def make_row(
         task=task,
         protocol=protocol,
         dataset=dataset,
-        model=model_of(test if train is None else train, test),
+        model=model_of(list(parts.values())),
         settings={**features, **meaning, **settings},
-        metrics={name: _metric(outcomes, seed, (intervals or {}).get(name)) for name, outcomes in values.items()},
+        metrics={
+            **{name: _metric(outcomes, seed, (intervals or {}).get(name)) for name, outcomes in values.items()},
+            **(whole or {}),
+        },
         headline=headline,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         environment=environment(device),
@@ -68,7 +73,7 @@ def make_row(
             fingerprint=dataset["fingerprint"],
             settings={**compared, **meaning, "headline": headline, "splits": dataset["splits"]},
         ),
-        details={**({"chance": guess} if guess else {}), **_stored(dataset["splits"], train, test), **(details or {})},
+        details={**({"chance": guess} if guess else {}), **_stored(parts), **(details or {})},
     )
     return Scored(row, Outcomes(test.ids, values))
 
@@ -90,10 +95,9 @@ def chance(metrics: Iterable[str], num_classes: int) -> dict[str, float]:
     return guesses
 
 
-def _stored(splits: Iterable[str], train: Features | None, test: Features) -> dict[str, Any]:
+def _stored(parts: Mapping[str, Features]) -> dict[str, Any]:
     """How many images' features were read instead of computed, which `seconds` does not count."""
-    parts = [part for part in (train, test) if part is not None]
-    found = {name: part.meta.get("num_stored") for name, part in zip(splits, parts, strict=True)}
+    found = {name: part.meta.get("num_stored") for name, part in parts.items()}
     return {} if None in found.values() else {"num_stored": found}
 
 

@@ -8,19 +8,19 @@ from typing import Any
 from patchssl.backbones import Backbone
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.results import Row, Scored
+from patchssl.evaluate.suite_config import AnyTask
 from patchssl.evaluate.suite_plan import (
     DETAILS,
-    DataKey,
     Failure,
     Floors,
     Group,
     Place,
-    Sources,
     key_of,
     name_of,
     num_tasks,
 )
-from patchssl.evaluate.suite_tasks import AnyTask, Compute, Material, Needs, needs_of, score_task
+from patchssl.evaluate.suite_structs import Compute, DataKey, Material, Needs, Opened, Sources
+from patchssl.evaluate.suite_tasks import needs_of, prepare, score_task
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Setting:
 
     Attributes:
         suite: its name.
-        sources: the opened data.
+        data: what was opened.
         load: SPEC → backbone.
         extract: images by part, a backbone, tokens by part → features by part and tokens.
         compute: how.
@@ -49,7 +49,7 @@ class Setting:
     """
 
     suite: str
-    sources: Mapping[DataKey, Sources]
+    data: Mapping[DataKey, Opened]
     load: Callable[[str], Backbone]
     extract: Callable[[Sources, Backbone, Needs], Mapping[str, Mapping[str, Features]]]
     compute: Compute
@@ -71,7 +71,7 @@ def run_suite(groups: Iterable[Group], specs: Sequence[str], setting: Setting, *
         floors: afterwards run the untrained twin of each trained model, where its SPEC names one, and mean colour and
             raw pixels, on the very crops that the models saw, so that their rows are comparable.
     """
-    groups = [group for group in groups if group.data_key in setting.sources]
+    groups = [group for group in groups if group.data_key in setting.data]
     runner = _Runner(setting, "task", len(specs) * num_tasks(groups))
     beside = Floors()
     for spec in specs:
@@ -92,7 +92,7 @@ def _run_model(spec: str, groups: Sequence[Group], runner: "_Runner", beside: Fl
         return
     for group in groups:
         try:
-            sized = backbone if group.image_px is None else backbone.at_size(group.image_px)
+            sized = prepare(group.tasks[0], backbone)
         except Exception as error:
             yield runner.fail(group.tasks, spec, error)
             continue
@@ -140,11 +140,12 @@ class _Runner:
     def run(self, group: Group, backbone: Backbone) -> Iterator[Result]:
         """Run the tasks of a group on a backbone at their image size, after one pass over the images."""
         pending: list[_Pending] = []
+        parts = tuple(self.setting.data[group.data_key].sources)
         for task in group.tasks:
             try:
                 key = key_of(task, backbone, self._fingerprints(group.data_key), self.setting.compute)
                 if key not in self.setting.done:
-                    pending.append(_Pending(task, key, needs_of(task, backbone)))
+                    pending.append(_Pending(task, key, needs_of(task, backbone, parts)))
                     continue
             except Exception as error:
                 yield self.fail([task], backbone.spec, error)
@@ -182,10 +183,17 @@ class _Runner:
         for one in pending:
             for part, names in one.needs.items():
                 tokens.setdefault(part, {}).update(dict.fromkeys(names))
-        sources = self.setting.sources[group.data_key]
+        opened = self.setting.data[group.data_key]
         since = time.perf_counter()
-        features = self.setting.extract(sources, backbone, {part: tuple(names) for part, names in tokens.items()})
-        return Material(backbone=backbone, sources=sources, features=features, features_s=time.perf_counter() - since)
+        needs = {part: tuple(names) for part, names in tokens.items()}
+        features = self.setting.extract(opened.sources, backbone, needs) if needs else {}
+        return Material(
+            backbone=backbone,
+            sources=opened.sources,
+            truth=opened.truth,
+            features=features,
+            features_s=time.perf_counter() - since,
+        )
 
     def _measure(self, backbone: Backbone) -> Iterator[Failure]:
         """Measure the cost at this image size, once; a failure leaves the rows without it."""
@@ -205,5 +213,5 @@ class _Runner:
 
     def _fingerprints(self, key: DataKey) -> dict[str, str]:
         if key not in self._prints:
-            self._prints[key] = {part: source.fingerprint() for part, source in self.setting.sources[key].items()}
+            self._prints[key] = {part: source.fingerprint() for part, source in self.setting.data[key].sources.items()}
         return self._prints[key]

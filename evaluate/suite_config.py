@@ -31,6 +31,14 @@ class Task(Section):
         values = self.model_dump(exclude=set(Task.model_fields))
         return {name: value for name, value in values.items() if value is not None}
 
+    def how(self) -> dict[str, str]:
+        """What besides the name of the data decides how they are opened, further data sets among it."""
+        return {}
+
+    def geometry(self) -> tuple[Any, ...]:
+        """What of the task decides how images come to the backbone; tasks that share it share a pass."""
+        return (self.image_size,)
+
 
 class KnnTask(Task):
     """k-NN classification."""
@@ -84,6 +92,9 @@ class LinearTask(Task):
         return (value,) if isinstance(value, int | float) else value
 
 
+AnyTask = KnnTask | LinearTask
+
+
 class Builtin(Section):
     """The images that `builtin` stands for, as `patchssl data synth` draws them."""
 
@@ -101,7 +112,7 @@ class SuiteConfig(Section):
         None, description="side of the crop over the resized side, for all tasks; null: each model's own"
     )
     builtin: Builtin = Builtin()
-    tasks: tuple[Annotated[KnnTask | LinearTask, Field(discriminator="task")], ...]
+    tasks: tuple[Annotated[AnyTask, Field(discriminator="task")], ...]
 
     @model_validator(mode="after")
     def _whole(self) -> "SuiteConfig":
@@ -116,7 +127,7 @@ class SuiteConfig(Section):
             raise ValueError(f"several tasks are called {', '.join(map(repr, repeated))}; give each a name of its own")
         return self
 
-    def resolved(self) -> tuple[KnnTask | LinearTask, ...]:
+    def resolved(self) -> tuple[AnyTask, ...]:
         """The tasks, with data, image size and name filled in."""
         return tuple(
             task.model_copy(

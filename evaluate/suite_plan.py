@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from patchssl import __version__
 from patchssl.backbones import Backbone, Preprocess
 from patchssl.backbones.floors import FAMILY, FLOORS, PREFIX, floor_preprocess
-from patchssl.data.images import ImageSource
 from patchssl.evaluate.extraction import resolve_precision
 from patchssl.evaluate.results import Row, canonical_hash
-from patchssl.evaluate.suite_tasks import AnyTask, Compute, has_parts
-
-Sources = Mapping[str, ImageSource]
-DataKey = tuple[str, bool]
+from patchssl.evaluate.suite_config import AnyTask
+from patchssl.evaluate.suite_structs import Compute, DataKey, Opened
+from patchssl.evaluate.suite_tasks import data_key_of
 
 DETAILS = "benchmark"
 _UNTRAINED = "@random"
@@ -24,26 +23,19 @@ class Group:
     """Tasks that share one pass over the images.
 
     Attributes:
-        data: the name of the data set.
-        parts: whether it is opened as a training and a test part.
-        image_px: side of the crop; None for the model's own.
+        data_key: which opened data they run on.
+        geometry: what their images come to the backbone by, the same for all.
         tasks: in the suite's order.
     """
 
-    data: str
-    parts: bool
-    image_px: int | None
+    data_key: DataKey
+    geometry: tuple[Any, ...]
     tasks: tuple[AnyTask, ...]
 
     @property
     def task_names(self) -> tuple[str, ...]:
         """What the tasks are called."""
         return tuple(map(name_of, self.tasks))
-
-    @property
-    def data_key(self) -> DataKey:
-        """Which opened data it runs on."""
-        return self.data, self.parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +54,28 @@ class Failure:
 
 
 def plan(tasks: Iterable[AnyTask]) -> tuple[Group, ...]:
-    """Put tasks together that need the same images at the same size, in the order of their first."""
-    groups: dict[tuple[str, bool, int | None], list[AnyTask]] = {}
+    """Put tasks together that need the same images in the same way, in the order of their first."""
+    groups: dict[tuple[DataKey, tuple[Any, ...]], list[AnyTask]] = {}
     for task in tasks:
-        assert task.data is not None
-        groups.setdefault((task.data, has_parts(task), task.image_size), []).append(task)
+        groups.setdefault((data_key_of(task), task.geometry()), []).append(task)
     return tuple(Group(*key, tuple(members)) for key, members in groups.items())
 
 
 def open_data(
-    groups: Iterable[Group], open_one: Callable[[DataKey], Sources]
-) -> tuple[dict[DataKey, Sources], list[Failure]]:
+    groups: Iterable[Group], open_one: Callable[[DataKey], Opened]
+) -> tuple[dict[DataKey, Opened], list[Failure]]:
     """Open each data set once; one that cannot be opened fails its tasks for all models."""
     names: dict[DataKey, list[str]] = {}
     for group in groups:
         names.setdefault(group.data_key, []).extend(group.task_names)
-    sources: dict[DataKey, Sources] = {}
+    opened: dict[DataKey, Opened] = {}
     failures = []
     for key, tasks in names.items():
         try:
-            sources[key] = open_one(key)
+            opened[key] = open_one(key)
         except Exception as error:
             failures.append(Failure(tuple(tasks), None, error))
-    return sources, failures
+    return opened, failures
 
 
 def untrained_twin(backbone: Backbone) -> str | None:

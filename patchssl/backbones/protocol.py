@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from patchssl.backbones.preprocess import Preprocess
+from patchssl.backbones.preprocess import CROP, Preprocess
 from patchssl.backbones.report import LoadReport
 from patchssl.backbones.sizes import Sizes
 from patchssl.errors import ConfigError
@@ -212,9 +212,48 @@ class Backbone:
             sized.preprocess,
             resize_px=side * _PROTOCOL_RESIZE_PX // _PROTOCOL_PX,
             interpolation="bicubic",
-            squash=False,
+            fit=CROP,
         )
         return replace(sized, preprocess=geometry)
+
+    def with_fit(
+        self,
+        fit: str,
+        *,
+        image_px: int,
+        interpolation: str = "bicubic",
+        scales: tuple[float, ...] = (1.0,),
+        unit_scales: bool = False,
+    ) -> "Backbone":
+        """The same backbone for images that come to their size in another way; mean and standard deviation stay.
+
+        Args:
+            fit: of `Preprocess`; without a crop where that may be done, so that resize_px is image_px.
+            image_px: of `Preprocess`.
+            interpolation: of `Preprocess`.
+            scales: of `Preprocess`.
+            unit_scales: of `Preprocess`.
+
+        Raises:
+            ConfigError: the network is bound to square images of one size, and they would differ; or it does not take
+                square images of that size.
+        """
+        changed = replace(
+            self.preprocess,
+            image_px=image_px,
+            resize_px=image_px,
+            fit=fit,
+            interpolation=interpolation,
+            scales=scales,
+            unit_scales=unit_scales,
+        )
+        if (changed.keeps_proportions or scales != (1.0,)) and self.sizes.fixed_px is not None:
+            raise ConfigError(
+                f"{self.arch} takes images of {self.sizes.fixed_px} x {self.sizes.fixed_px} px only, and here they "
+                "keep their proportions or come at several scales; --preprocess model gives it its own crops"
+            )
+        sized = self if changed.keeps_proportions else self.at_size(image_px)
+        return replace(sized, preprocess=changed)
 
     def _at_protocol_size(self) -> "Backbone":
         if self.preprocess.image_px >= _PROTOCOL_PX and self.sizes.may_choose(_PROTOCOL_PX):

@@ -9,7 +9,7 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
-from patchssl.backbones.preprocess import Preprocess
+from patchssl.backbones.preprocess import CROP, SQUASH, Preprocess
 from patchssl.backbones.sizes import Sizes
 from patchssl.backbones.timm_readers import TimmMapReader
 from patchssl.backbones.vit import ViTReader
@@ -82,7 +82,7 @@ def preprocessing(network: Any) -> Preprocess:
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         interpolation=config["interpolation"],
-        squash=config["crop_mode"] == _SQUASH,
+        fit=SQUASH if config["crop_mode"] == _SQUASH else CROP,
     )
 
 

@@ -15,7 +15,6 @@ from patchssl.cli.features import compute_features
 from patchssl.cli.image_progress import image_progress
 from patchssl.cli.logs import configure_logging
 from patchssl.cli.options import (
-    default_cache,
     format_option,
     no_record_option,
     quiet_option,
@@ -23,15 +22,14 @@ from patchssl.cli.options import (
     seed_option,
 )
 from patchssl.cli.processes import evaluation_process, runs_alone
-from patchssl.errors import PatchsslError
+from patchssl.cli.suite_data import open_suite_data
 
 if TYPE_CHECKING:
     from patchssl.backbones import Backbone
     from patchssl.evaluate.features import Features
     from patchssl.evaluate.results import Row
     from patchssl.evaluate.suite_config import SuiteConfig
-    from patchssl.evaluate.suite_plan import DataKey, Sources
-    from patchssl.evaluate.suite_tasks import Compute, Needs
+    from patchssl.evaluate.suite_structs import Compute, Needs, Sources
 
 logger = logging.getLogger(__name__)
 
@@ -144,10 +142,10 @@ def benchmark(
     # For models to which a file's options do not apply, floors and untrained twins among them.
     others = ModelOptions(preprocess=model_options.preprocess)
     groups = plan(suite.resolved())
-    sources, failures = open_data(groups, lambda key: _open(key, suite, places))
+    data, failures = open_data(groups, lambda key: open_suite_data(key, suite.builtin, places))
     setting = Setting(
         suite=suite_name(suite_source),
-        sources=sources,
+        data=data,
         load=lambda spec: replace(options.get(spec, others), crop_fraction=crop_fraction).load(
             spec, device=compute.device, seed=seed
         ),
@@ -201,31 +199,6 @@ def _checked_suite(source: str, places: Mapping[str, str], image_px: int | None)
     return suite
 
 
-def _open(key: "DataKey", suite: "SuiteConfig", places: Mapping[str, str]) -> "Sources":
-    from patchssl.data.sources import open_classes, open_labelled
-    from patchssl.data.synth.cache import cached_dataset
-    from patchssl.evaluate.suite_config import BUILTIN
-
-    name, parts = key
-    open_one: Callable[..., Any] = open_labelled if parts else open_classes
-    if name != BUILTIN:
-        try:
-            # As for the single evaluations: the reference protocols ignore EXIF orientation.
-            opened = open_one(Path(places.get(name, name)), apply_exif=False)
-        except PatchsslError as error:
-            hint = "" if name in places else f" (or say where it lies: --data {name}=PATH)"
-            raise type(error)(f"{error}{hint}") from None
-    else:
-        drawn = suite.builtin
-        folder = cached_dataset(
-            default_cache(), num_images=drawn.num_images, image_size_px=drawn.image_size, seed=drawn.seed
-        )
-        opened = open_one(folder / "folder", apply_exif=False)
-        told = f"{BUILTIN}: {drawn.num_images} images of {drawn.image_size} px, seed {drawn.seed}"
-        opened = {part: replace(source, name=BUILTIN, location=told) for part, source in opened.items()}
-    return opened if parts else {"labelled": opened}
-
-
 def _extractor(
     compute: ComputeOptions, *, quiet: bool
 ) -> "Callable[[Sources, Backbone, Needs], dict[str, dict[str, Features]]]":
@@ -239,7 +212,7 @@ def _extractor(
 
 
 def _facts(compute: ComputeOptions, seed: int, *, quiet: bool) -> "Compute":
-    from patchssl.evaluate.suite_tasks import Compute
+    from patchssl.evaluate.suite_structs import Compute
 
     return Compute(
         device=compute.device,

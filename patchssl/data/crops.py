@@ -1,4 +1,4 @@
-"""Images of a source → batches of crops of one size, in order, made ahead of time."""
+"""Images of a source → batches of crops, in order, made ahead of time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,17 +19,19 @@ class CropBatch:
 
     Attributes:
         indices: (B,) places in the source of those that can be read.
-        pixels: (B, 3, h, w) uint8.
+        pixels: (B, 3, h, w) uint8, or where their sizes differ (3, h, w) for each.
         unreadable: index, path and reason of each of the others.
     """
 
     indices: list[int]
-    pixels: Tensor
+    pixels: Tensor | list[Tensor]
     unreadable: list[tuple[int, str, str]]
 
     def pin_memory(self) -> "CropBatch":
         """The same in page-locked memory, as a data loader asks for before a copy to a GPU."""
-        return CropBatch(self.indices, self.pixels.pin_memory(), self.unreadable)
+        pixels = self.pixels
+        pinned = pixels.pin_memory() if isinstance(pixels, Tensor) else [crop.pin_memory() for crop in pixels]
+        return CropBatch(self.indices, pinned, self.unreadable)
 
 
 def read_crops(
@@ -44,7 +46,7 @@ def read_crops(
 
     Args:
         source: the images.
-        crop: turns an RGB image into (3, h, w) uint8, always of one size.
+        crop: turns an RGB image into (3, h, w) uint8.
         batches: the places of each batch's images in the source.
         num_workers: processes of one thread each that decode and crop ahead; 0 does it in this one.
         pin_memory: for copies to a GPU that overlap computing.
@@ -62,26 +64,32 @@ def read_crops(
 
 
 class _Batches(Dataset[CropBatch]):
-    """Whole batches as items, so that a worker puts each crop in its place at once."""
+    """Whole batches as items, so that a worker puts the crops together."""
 
     def __init__(self, source: ImageSource, crop: Callable[[Image.Image], Tensor]) -> None:
         self.source, self.crop = source, crop
 
     def __getitem__(self, places: range) -> CropBatch:
         indices: list[int] = []
+        crops: list[Tensor] = []
         unreadable: list[tuple[int, str, str]] = []
-        pixels = torch.empty(0, dtype=torch.uint8)
         for index in places:
             try:
-                crop = self.crop(self.source.read(index))
+                crops.append(self.crop(self.source.read(index)))
             except UnreadableImage as error:
                 unreadable.append((index, error.path, error.reason))
                 continue
-            if not indices:
-                pixels = crop.new_empty((len(places), *crop.shape))
-                if get_worker_info() is not None:
-                    # Shared before it is filled: the batch then reaches the main process without a copy.
-                    pixels.share_memory_()
-            pixels[len(indices)] = crop
             indices.append(index)
-        return CropBatch(indices, pixels[: len(indices)], unreadable)
+        return CropBatch(indices, _together(crops), unreadable)
+
+
+def _together(crops: list[Tensor]) -> Tensor | list[Tensor]:
+    if not crops:
+        return torch.empty(0, dtype=torch.uint8)
+    if len({crop.shape for crop in crops}) > 1:
+        return crops
+    pixels = crops[0].new_empty((len(crops), *crops[0].shape))
+    if get_worker_info() is not None:
+        # Shared before it is filled: the batch then reaches the main process without a copy.
+        pixels.share_memory_()
+    return torch.stack(crops, out=pixels)

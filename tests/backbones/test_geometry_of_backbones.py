@@ -24,25 +24,25 @@ def vit(image_px: int, patch_px: int = 16, **config: Any) -> Backbone:
     return as_backbone(network, spec="odd")
 
 
-def geometry(backbone: Backbone) -> tuple[int, int, str, bool]:
+def geometry(backbone: Backbone) -> tuple[int, int, str, str]:
     found = backbone.with_protocol_geometry().preprocess
-    return found.image_px, found.resize_px, found.interpolation, found.squash
+    return found.image_px, found.resize_px, found.interpolation, found.fit
 
 
 @pytest.mark.parametrize(
     ("backbone", "expected"),
     [
         # Made for 384: 224 does, the patch divides it.
-        (lambda: vit(384, interpolation="bilinear", crop_pct=1.0, crop_mode="squash"), (224, 256, "bicubic", False)),
+        (lambda: vit(384, interpolation="bilinear", crop_pct=1.0, crop_mode="squash"), (224, 256, "bicubic", "crop")),
         # Made for less than 224: its own side.
-        (lambda: vit(32, crop_pct=1.0), (32, 36, "bicubic", False)),
+        (lambda: vit(32, crop_pct=1.0), (32, 36, "bicubic", "crop")),
         # No multiple of the patch is 224.
-        (lambda: vit(240, patch_px=15), (240, 274, "bicubic", False)),
-        (lambda: load_backbone("timm:test_resnet@random"), (160, 182, "bicubic", False)),
-        (lambda: load_backbone("torchvision:shufflenet_v2_x0_5@random"), (224, 256, "bicubic", False)),
+        (lambda: vit(240, patch_px=15), (240, 274, "bicubic", "crop")),
+        (lambda: load_backbone("timm:test_resnet@random"), (160, 182, "bicubic", "crop")),
+        (lambda: load_backbone("torchvision:shufflenet_v2_x0_5@random"), (224, 256, "bicubic", "crop")),
     ],
 )
-def test_protocol_geometry(backbone: Any, expected: tuple[int, int, str, bool]) -> None:
+def test_protocol_geometry(backbone: Any, expected: tuple[int, int, str, str]) -> None:
     made = backbone()
     assert geometry(made) == expected
     changed = made.with_protocol_geometry()
@@ -63,7 +63,7 @@ def test_a_networks_own_geometry_is_timms_configuration() -> None:
     made = vit(384, interpolation="bilinear", crop_pct=0.95, crop_mode="squash")
     assert made.preprocess == Preprocess(
         image_px=384, resize_px=404, mean=made.preprocess.mean, std=made.preprocess.std,
-        interpolation="bilinear", squash=True,
+        interpolation="bilinear", fit="squash",
     )  # fmt: skip
     with pytest.raises(ConfigError, match="cropped by 'border'; only square RGB images, 'center' and 'squash'"):
         vit(32, crop_mode="border")

@@ -37,7 +37,7 @@ def test_every_interpolation_equals_torchvisions(interpolation: str) -> None:
 
 
 def test_squash_takes_the_whole_image() -> None:
-    preprocess = Preprocess(image_px=32, resize_px=32, squash=True)
+    preprocess = Preprocess(image_px=32, resize_px=32, fit="squash")
     expected = resize(noise(70, 50), [32, 32], InterpolationMode.BICUBIC)
     assert np.array_equal(preprocess.crop(noise(70, 50)).permute(1, 2, 0).numpy(), np.array(expected))
     assert preprocess.resize == "bicubic, both sides"
@@ -80,3 +80,45 @@ def test_crop_fractions() -> None:
     base = Preprocess(image_px=224, resize_px=256)
     assert [base.with_crop_fraction(fraction).resize_px for fraction in (0.875, 1.0, 0.9)] == [256, 224, 248]
     assert base.with_crop_fraction(1.0).at_size(32).resize_px == 32
+
+
+@pytest.mark.parametrize(("size", "expected"), [((100, 50), (64, 32)), ((30, 60), (30, 60)), ((640, 431), (64, 43))])
+def test_long_side_is_pillows_thumbnail_and_never_enlarges(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    image = noise(*size)
+    found = Preprocess(image_px=64, resize_px=64, fit="long-side", interpolation="lanczos").crop(image)
+    image.thumbnail((64, 64), Image.Resampling.LANCZOS)
+    assert image.size == expected
+    assert np.array_equal(found.permute(1, 2, 0), np.asarray(image))
+
+
+def test_the_picture_itself_is_not_made_smaller() -> None:
+    image = noise(100, 50)
+    Preprocess(image_px=64, resize_px=64, fit="long-side").crop(image)
+    assert image.size == (100, 50)
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"), [((100, 50), (3, 64, 128)), ((50, 101), (3, 129, 64)), ((64, 64), (3, 64, 64))]
+)
+def test_short_side_cuts_nothing_off(size: tuple[int, int], shape: tuple[int, int, int]) -> None:
+    assert Preprocess(image_px=64, resize_px=64, fit="short-side").crop(noise(*size)).shape == shape
+
+
+def test_fits_and_scales_that_do_not_exist() -> None:
+    with pytest.raises(ConfigError, match="fit 'pad' is unknown; allowed: crop, squash, long-side, short-side"):
+        Preprocess(image_px=64, resize_px=64, fit="pad")
+    for scales in ((), (1.0, 0.0)):
+        with pytest.raises(ConfigError, match="scales"):
+            Preprocess(image_px=64, resize_px=64, scales=scales)
+
+
+def test_settings_name_what_changes_a_number() -> None:
+    plain = Preprocess(image_px=64, resize_px=73)
+    assert {"image_px": 64, "resize_px": 73, "resize": "bicubic, shorter side", "crop": "centre"}.items() <= (
+        plain.settings().items()
+    )
+    assert "scales" not in plain.settings()
+    several = Preprocess(image_px=64, resize_px=64, fit="long-side", scales=(1.0, 0.5))
+    assert {"resize": "bicubic, longer side, never enlarged", "crop": "none", "scales": [1.0, 0.5]}.items() <= (
+        several.settings().items()
+    )

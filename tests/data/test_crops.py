@@ -33,6 +33,7 @@ def test_batches_come_in_order_without_what_cannot_be_read(num_workers: int) -> 
     bad = [[(1, "1.png", "is truncated"), (2, "2.png", "is truncated")], [(6, "6.png", "is truncated")]]
     assert [batch.unreadable for batch in found] == [bad[0], bad[1], bad[0], []]
     for batch in found:
+        assert isinstance(batch.pixels, Tensor)
         expected = PIXELS[batch.indices][:, :4, :4].transpose(0, 3, 1, 2)
         if batch.indices:
             np.testing.assert_array_equal(batch.pixels.numpy(), expected)
@@ -48,7 +49,22 @@ def test_a_worker_computes_with_one_thread() -> None:
         return torch.tensor([torch.get_num_threads()], dtype=torch.uint8)
 
     (batch,) = read_crops(source, threads, [range(2)], num_workers=1, pin_memory=False)
+    assert isinstance(batch.pixels, Tensor)
     assert batch.pixels.tolist() == [[1], [1]]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_crops_of_several_sizes_stay_apart(num_workers: int) -> None:
+    source = ArraySource(PIXELS, tuple("abcdefg"), None, (), "some", "somewhere")
+
+    def by_content(image: Image.Image) -> Tensor:
+        side = 2 if np.array_equal(np.asarray(image), PIXELS[0]) else 4
+        return torch.full((3, side, 4), side, dtype=torch.uint8)
+
+    mixed, equal = read_crops(source, by_content, [range(3), range(1, 3)], num_workers=num_workers, pin_memory=False)
+    assert [tuple(crop.shape) for crop in mixed.pixels] == [(3, 2, 4), (3, 4, 4), (3, 4, 4)]
+    assert isinstance(equal.pixels, Tensor)
+    assert equal.pixels.shape == (2, 3, 4, 4)
 
 
 def test_reading_leaves_the_global_generator_alone() -> None:

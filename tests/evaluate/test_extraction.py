@@ -103,7 +103,7 @@ def test_settings_tell_the_geometry(mean_colour: Backbone) -> None:
     assert extract(mean_colour, Drawn(1), batch_size=1).features["cls"].meta["settings"]["resize"] == (
         "bicubic, shorter side"
     )
-    other = Preprocess(image_px=16, resize_px=18, interpolation="bilinear", squash=True)
+    other = Preprocess(image_px=16, resize_px=18, interpolation="bilinear", fit="squash")
     changed = extract(replace(mean_colour, preprocess=other), Drawn(1), batch_size=1)
     assert changed.features["cls"].meta["settings"]["resize"] == "bilinear, both sides"
 

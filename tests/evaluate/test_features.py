@@ -122,39 +122,45 @@ def test_model_and_data_come_from_the_meta() -> None:
         "dataset": {"name": "tiny", "path_name": "data/tiny", "fingerprint": "p", "num_unreadable": 2},
     }
     train, test = some(meta=meta), some(num=3, meta=meta)
-    assert model_of(train, test) == {**meta["model"], "dim": 3}
-    dataset = dataset_of(train, test)
+    assert model_of([train, test]) == {**meta["model"], "dim": 3}
+    dataset = dataset_of({"train": train, "test": test})
     assert dataset["name"] == "tiny"
     assert dataset["num_images"] == 7
     assert dataset["num_unreadable"] == 4
     assert dataset["num_classes"] == 4  # those of the training labels
     assert dataset["splits"] == {"train": 4, "test": 3}
     # The fingerprints of the sources count, not what was computed from them.
-    assert dataset_of(some(meta=meta, features=np.ones((4, 9), np.float32)), test) == dataset
+    assert dataset_of({"train": some(meta=meta, features=np.ones((4, 9), np.float32)), "test": test}) == dataset
 
 
 def test_how_a_file_was_loaded_stays_with_the_model() -> None:
     load = {"matched": 3, "missing": 1, "partial": True}
     matrix = np.zeros((2, 3), np.float32)
     told = Features(matrix, meta={"model": {"spec": "x", "weights_sha256": "0", "load": load}})
-    assert model_of(told, told)["load"] == load
-    assert "load" not in model_of(Features(matrix), Features(matrix))
+    assert model_of([told, told])["load"] == load
+    assert "load" not in model_of([Features(matrix), Features(matrix)])
 
 
 def test_without_meta_labels_tell_the_data_and_features_the_model() -> None:
     train, test = some(meta={}), some(meta={"model": "?", "file": "t.npz"})
-    assert model_of(train, test)["spec"] == "t.npz"
+    assert model_of([train, test])["spec"] == "t.npz"
     other = some(meta={}, features=np.ones((4, 3), np.float32))
-    assert model_of(train, other)["weights_sha256"] != model_of(train, test)["weights_sha256"]
-    assert dataset_of(train, other)["fingerprint"] == dataset_of(train, test)["fingerprint"]
+    assert model_of([train, other])["weights_sha256"] != model_of([train, test])["weights_sha256"]
+    assert (
+        dataset_of({"train": train, "test": other})["fingerprint"]
+        == dataset_of({"train": train, "test": test})["fingerprint"]
+    )
     relabelled = some(meta={}, labels=np.zeros(4, np.int64))
-    assert dataset_of(train, relabelled)["fingerprint"] != dataset_of(train, test)["fingerprint"]
+    assert (
+        dataset_of({"train": train, "test": relabelled})["fingerprint"]
+        != dataset_of({"train": train, "test": test})["fingerprint"]
+    )
 
 
 def test_data_without_parts_are_one() -> None:
     meta = {"dataset": {"name": "tiny", "fingerprint": "p", "num_unreadable": 2}}
-    dataset = dataset_of(None, some(meta=meta))
+    dataset = dataset_of({"labelled": some(meta=meta)})
     assert dataset["splits"] == {"labelled": 4}
     assert (dataset["num_images"], dataset["num_classes"], dataset["num_unreadable"]) == (4, 4, 2)
-    assert dataset["fingerprint"] != dataset_of(some(meta=meta), some(meta=meta))["fingerprint"]
-    assert dataset_of(None, some(labels=None))["num_classes"] == 0
+    assert dataset["fingerprint"] != dataset_of({"train": some(meta=meta), "test": some(meta=meta)})["fingerprint"]
+    assert dataset_of({"labelled": some(labels=None)})["num_classes"] == 0

@@ -121,7 +121,7 @@ def test_features_of_two_models_are_refused() -> None:
         Features(np.ones((2, 2), np.float32), np.zeros(2, np.int64), None, {"model": {"weights_sha256": name * 64}})
         for name in "ab"
     ]
-    with pytest.raises(DataError, match="both must come from one model"):
+    with pytest.raises(DataError, match="all must come from one model"):
         score(*parts)
 
 

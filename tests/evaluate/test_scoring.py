@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 
 from patchssl.evaluate.features import Features
-from patchssl.evaluate.results import Scored
+from patchssl.evaluate.results import Metric, Scored
 from patchssl.evaluate.scoring import chance, make_row
+
+PART = Features(np.eye(4, dtype=np.float32), np.array([7, 7, 9, 30]), np.array(list("abcd")))
 
 
 def row_of(values: dict[str, Any], **changes: Any) -> Scored:
-    part = Features(np.eye(4, dtype=np.float32), np.array([7, 7, 9, 30]), np.array(list("abcd")))
     given: dict[str, Any] = {
         "task": "task",
         "protocol": "p",
-        "train": part,
-        "test": part,
+        "parts": {"train": PART, "test": PART},
         "values": values,
         "headline": next(iter(values)),
         "meaning": {},
@@ -67,7 +67,23 @@ def test_a_given_interval_replaces_the_bootstrap() -> None:
 
 
 def test_data_without_a_training_part() -> None:
-    row = row_of({"top1": np.ones(4)}, train=None).row
+    row = row_of({"top1": np.ones(4)}, parts={"labelled": PART}).row
     assert row.dataset["splits"] == {"labelled": 4}
     assert row.dataset["num_classes"] == 3
     assert row.comparability != row_of({"top1": np.ones(4)}).row.comparability
+
+
+def test_a_metric_that_is_no_mean_over_images_stands_beside_the_others() -> None:
+    micro = Metric(value=0.3, ci95_low=0.1, ci95_high=0.4, num=9)
+    scored = row_of({"map": np.array([1.0, np.nan, 0.0, 0.5])}, whole={"micro_ap": micro})
+    assert scored.row.metrics["micro_ap"] == micro
+    assert scored.row.metrics["map"].value == 0.5
+    assert set(scored.outcomes.values) == {"map"}
+
+
+def test_parts_have_names_of_their_own_and_the_last_is_tested() -> None:
+    few = Features(PART.features[:2], np.array([7, 7]), np.array(["q", "r"]), {"dataset": {"name": "tested"}})
+    scored = row_of({"map": np.ones(2)}, parts={"references": PART, "distractors": PART, "queries": few})
+    assert scored.row.dataset["splits"] == {"references": 4, "distractors": 4, "queries": 2}
+    assert scored.row.dataset["name"] == "tested"
+    assert scored.outcomes.ids is few.ids

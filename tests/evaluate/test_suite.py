@@ -13,24 +13,23 @@ from PIL import Image
 from patchssl.backbones import Backbone, Preprocess, load_backbone
 from patchssl.backbones.floors import AveragedPixels, FloorReader
 from patchssl.errors import ConfigError, DataError
-from patchssl.evaluate import suite_tasks
+from patchssl.evaluate import suite_classification
 from patchssl.evaluate.extraction import extract, resolve_precision
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.results import Row, Scored
 from patchssl.evaluate.scoring import make_row
 from patchssl.evaluate.suite import Result, Setting, Skipped, run_suite
-from patchssl.evaluate.suite_config import SuiteConfig
+from patchssl.evaluate.suite_config import AnyTask, SuiteConfig
 from patchssl.evaluate.suite_plan import (
-    DataKey,
     Failure,
-    Sources,
     key_of,
     open_data,
     plan,
     rows_by_key,
     untrained_twin,
 )
-from patchssl.evaluate.suite_tasks import AnyTask, Compute, Needs, check_task, needs_of
+from patchssl.evaluate.suite_structs import Compute, DataKey, Needs, Opened, Sources
+from patchssl.evaluate.suite_tasks import check_task, needs_of
 from patchssl.recipes import validate
 
 COMPUTE = Compute(device="cpu", precision="auto", num_workers=0, batch_size=8, max_bad_fraction=0.0, seed=0)
@@ -117,8 +116,8 @@ class Lab:
     def run(
         self, tasks: Sequence[AnyTask], specs: Sequence[str], *, floors: bool = False, **changes: Any
     ) -> list[Result]:
-        sources: dict[DataKey, Sources] = {("drawn", True): PARTS}
-        values = {"sources": sources, "load": self.load, "extract": self.extract, "announce": self.said.append}
+        data = {DataKey("drawn"): Opened(PARTS)}
+        values = {"data": data, "load": self.load, "extract": self.extract, "announce": self.said.append}
         setting = Setting(suite="mine", compute=COMPUTE, **{**values, **changes})
         return list(run_suite(plan(tasks), specs, setting, floors=floors))
 
@@ -145,11 +144,11 @@ def test_a_plan_by_hand() -> None:
         {"task": "knn", "protocol": "leave-one-out"},
     )
     groups = plan(tasks)
-    assert [(group.data, group.parts, group.image_px) for group in groups] == [
-        ("drawn", True, None),
-        ("other", True, None),
-        ("drawn", True, 64),
-        ("drawn", False, None),
+    assert [(group.data_key, group.geometry) for group in groups] == [
+        (("drawn", "parts", ()), (None,)),
+        (("other", "parts", ()), (None,)),
+        (("drawn", "parts", ()), (64,)),
+        (("drawn", "labelled", ()), (None,)),
     ]
     assert [group.tasks for group in groups] == [(tasks[0], tasks[2]), (tasks[1],), (tasks[3],), (tasks[4],)]
 
@@ -239,17 +238,17 @@ def test_data_that_cannot_be_opened_fail_their_tasks_once_for_all_models(lab: La
     groups = plan(tasks)
     asked: list[DataKey] = []
 
-    def open_one(key: DataKey) -> Sources:
+    def open_one(key: DataKey) -> Opened:
         asked.append(key)
-        if key[0] == "gone":
+        if key.name == "gone":
             raise DataError("gone does not exist")
-        return PARTS
+        return Opened(PARTS)
 
-    sources, failures = open_data(groups, open_one)
-    assert asked == [("drawn", True), ("gone", True)]
+    data, failures = open_data(groups, open_one)
+    assert asked == [DataKey("drawn"), DataKey("gone")]
     (failure,) = failures
     assert (failure.tasks, failure.model) == (("knn (dino) on gone", "s"), None)
-    results = lab.run(tasks, ["A", "B"], sources=sources)
+    results = lab.run(tasks, ["A", "B"], data=data)
     assert len(rows_of(results)) == 2
     assert lab.said[-1].startswith("task 2 of 2")
 
@@ -414,8 +413,7 @@ def fake_linear(calls: list[tuple[Any, ...]]) -> ModuleType:
         return make_row(
             task="linear",
             protocol=protocol,
-            train=train,
-            test=test,
+            parts={"train": train, "test": test},
             values={"top1": np.ones(len(test), dtype=bool)},
             headline="top1",
             meaning={},
@@ -445,7 +443,7 @@ def fake_linear(calls: list[tuple[Any, ...]]) -> ModuleType:
 
 def test_linear_tasks_get_what_they_need_of_the_same_pass(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(suite_tasks, "linear", fake_linear(calls))
+    monkeypatch.setattr(suite_classification, "linear", fake_linear(calls))
     tasks = tasks_of(
         {"task": "linear", "protocol": "on-images", "epochs": 2, "avgpool": True},
         KNN,
@@ -481,15 +479,15 @@ def test_linear_tasks_get_what_they_need_of_the_same_pass(lab: Lab, monkeypatch:
 
 
 def test_tokens_that_follow_from_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite_tasks, "linear", fake_linear([]))
+    monkeypatch.setattr(suite_classification, "linear", fake_linear([]))
     (with_mean,) = tasks_of({"task": "linear", "protocol": "on-features", "avgpool": True})
-    assert needs_of(with_mean, backbone("A")) == {"train": ("cls+mean",), "test": ("cls+mean",)}
+    assert needs_of(with_mean, backbone("A"), ("train", "test")) == {"train": ("cls+mean",), "test": ("cls+mean",)}
     (alone,) = tasks_of({"task": "knn", "protocol": "leave-one-out", "tokens": "gem"})
-    assert needs_of(alone, backbone("A")) == {"labelled": ("gem",)}
+    assert needs_of(alone, backbone("A"), ("labelled",)) == {"labelled": ("gem",)}
 
 
 def test_what_an_evaluation_does_not_have_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite_tasks, "linear", fake_linear([]))
+    monkeypatch.setattr(suite_classification, "linear", fake_linear([]))
     cases: list[tuple[dict[str, Any], str]] = [
         ({"task": "knn", "protocol": "dimo"}, "knn (dimo) on drawn: knn has no protocol 'dimo'; did you mean dino?"),
         ({"task": "knn", "shots": 5}, "knn with the protocol dino takes no shots; allowed: tokens, k, temperature"),
