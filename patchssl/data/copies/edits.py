@@ -67,7 +67,7 @@ def text(rng: np.random.Generator, image: Image.Image, strength: float) -> tuple
     """Write 1 to 3 lines across the image, with an outline or on a bar."""
     width, height = image.size
     num_lines = min(_MOST_LINES, max(1, round(rng.uniform(0.6, 3.4) * strength)))
-    size_px = max(8, round(min(image.size) * rng.uniform(0.07, 0.13)))
+    size_px = max(8, round(min(image.size) * rng.uniform(0.08, 0.15)))
     paint, on_bar = any_colour(rng), bool(rng.random() < 0.4)
     behind = INK if sum(paint) > 384 else PAPER
     written, letters = image.copy(), font(size_px)

@@ -58,8 +58,8 @@ def write_dataset(
 ) -> SynthSummary:
     """Draw and write the class images, the copies and the instances.
 
-    Image `i` of every part follows from `seed`, `i`, the image size and the difficulty alone. PNG pixels are the same on
-    every platform; JPEG pixels are as far as the JPEG encoder is.
+    Image `i` of every part follows from `seed`, `i`, the image size and the difficulty alone. PNG pixels are the same
+    on every platform; JPEG pixels are as far as the JPEG encoder is.
 
     Args:
         output: a new or empty folder; gets `folder/{train,val}/CLASS/*.png`, `copydays/` and `revisited/`. It

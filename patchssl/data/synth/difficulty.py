@@ -8,8 +8,8 @@ from patchssl.data.synth.scenes import Picture, Pose, any_thing, draw_thing
 from patchssl.errors import DataError
 
 MAX_DIFFICULTY = 100.0
-_THINGS, _MOST_THINGS = 4, 60
-_NOISE = 0.06
+_THINGS, _MOST_THINGS = 2, 20
+_NOISE = 0.05
 _MOST_LIGHT = 2.0
 
 
@@ -32,9 +32,9 @@ def obscure(pixels: Pixels, difficulty: float, seed: int, *key: int) -> Pixels:
 
     Args:
         pixels: (H, W, 3).
-        difficulty: up to 1 the picture stays as it is. Beyond, for each 1 more, 4 objects of 1 to 10 % of a square
-            picture each, and noise of up to 0.06; the contrast is divided by the difficulty's root. What covers the
-            picture at one difficulty covers it at all larger ones.
+        difficulty: up to 1 the picture stays as it is. Beyond, for each 1 more, 2 objects (20 at most in all) of 1 to
+            10 % of a square picture each, and noise of up to 0.05; the contrast is divided by the difficulty. What
+            covers the picture at one difficulty covers it at all larger ones.
         seed: the data set's seed.
         key: which image it is.
 
@@ -56,4 +56,4 @@ def obscure(pixels: Pixels, difficulty: float, seed: int, *key: int) -> Pixels:
         )
         thing = any_thing(rng, paint_colours(rng, ground_colours(rng)), colour(rng))
         picture = draw_thing(picture, thing, pose)
-    return to_bytes(0.5 + (picture.colours - 0.5) / math.sqrt(difficulty) + _NOISE * beyond * noise)
+    return to_bytes(0.5 + (picture.colours - 0.5) / difficulty + _NOISE * beyond * noise)
