@@ -10,7 +10,7 @@ from patchssl.backbones.floors import FAMILY, FLOORS, PREFIX, floor_preprocess
 from patchssl.evaluate.extraction import resolve_precision
 from patchssl.evaluate.results import Row, canonical_hash
 from patchssl.evaluate.suite_config import AnyTask
-from patchssl.evaluate.suite_structs import Compute, DataKey, Opened
+from patchssl.evaluate.suite_structs import PICTURES, Compute, DataKey, Opened
 from patchssl.evaluate.suite_tasks import data_key_of
 
 DETAILS = "benchmark"
@@ -107,7 +107,8 @@ class Floors:
         twin = untrained_twin(backbone)
         if twin is not None:
             self._wanted.setdefault((twin, group, backbone.preprocess))
-        for name in FLOORS:
+        # Floors have no patches to find again; what raw pixels give there stands in the models' own rows.
+        for name in () if group.data_key.layout == PICTURES else FLOORS:
             self._wanted.setdefault((PREFIX + name, group, floor_preprocess(backbone.preprocess)))
 
     def jobs(self) -> dict[str, list[Place]]:

@@ -74,7 +74,7 @@ class Retrieval:
 
     def score(self, task: RetrievalTask, material: Material, compute: Compute) -> Scored:
         """Run it."""
-        crop = {} if task.crop_queries is None else {"crop_queries": task.crop_queries}
+        crop = {"crop_queries": self._crops(task)} if self._of_places(task) else {}
         scored: Scored = self._module(task).score(
             _only_tokens(material, self._tokens(task)),
             material.truth,
@@ -83,6 +83,10 @@ class Retrieval:
             **crop,
         )
         return scored
+
+    def _crops(self, task: RetrievalTask) -> bool:
+        default = retrieval.PROTOCOLS[task.protocol].crop_queries
+        return default if task.crop_queries is None else task.crop_queries
 
     def _tokens(self, task: RetrievalTask) -> str:
         return task.tokens or str(self._module(task).PROTOCOLS[task.protocol].tokens)

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from patchssl.errors import ConfigError, DataError
+from patchssl.evaluate.baselines import BASELINES, baselines_of
 from patchssl.evaluate.columns import (
     FLOOR,
     MODEL,
@@ -121,7 +122,7 @@ def build_table(
     records = [
         record
         for place, column in enumerate(columns)
-        for record in (*_cells(column, place, lines, kept, seed), *_chance(column, place, lines))
+        for record in (*_cells(column, place, lines, kept, seed), *_baselines(column, place, lines))
     ]
     cells = pd.DataFrame.from_records(records, columns=list(_DTYPES)).astype(_DTYPES)
     cells = cells.sort_values(["line", "column"], kind="stable", ignore_index=True)
@@ -277,21 +278,22 @@ def _marks(rows: Sequence[Row], name: str, outcomes: _Once, seed: int) -> list[t
 
 
 def _places(lines: Mapping[_Key, _Line]) -> dict[_Key, int]:
-    """The number of each line, with room for chance between the models and the other floors."""
-    return {key: place + (line.kind != MODEL) for place, (key, line) in enumerate(lines.items())}
+    """The number of each line, with room for baselines between the models and the other floors."""
+    return {key: place + (line.kind != MODEL) * len(BASELINES) for place, (key, line) in enumerate(lines.items())}
 
 
-def _chance(shown: TableColumn, place: int, lines: Mapping[_Key, _Line]) -> list[dict[str, Any]]:
-    """What guessing gives, where rows tell it; of rows that tell different values, none."""
-    told = set()
-    for row in shown.column.rows:
-        chance = row.details.get("chance")
-        value = chance.get(shown.metric) if isinstance(chance, Mapping) else None
-        if _number(value) is not None:
-            told.add(_number(value))
-    if len(told) > 1:
-        logger.warning("rows of %s give the chances %s; none is shown", shown.column.name, sorted(told))
-    if len(told) != 1:
-        return []
-    line = sum(one.kind == MODEL for one in lines.values())
-    return [{**_about(shown, place), "kind": CHANCE, "line": line, "model": "chance", "value": told.pop(), "mark": ""}]
+def _baselines(shown: TableColumn, place: int, lines: Mapping[_Key, _Line]) -> list[dict[str, Any]]:
+    """What is reached without a network, between the models and the other floors."""
+    first = sum(one.kind == MODEL for one in lines.values())
+    order = list(BASELINES.values())
+    return [
+        {
+            **_about(shown, place),
+            "kind": CHANCE,
+            "line": first + order.index(label),
+            "model": label,
+            "value": value,
+            "mark": "",
+        }
+        for label, value in baselines_of(shown.column.rows, shown.metric).items()
+    ]

@@ -13,6 +13,7 @@ import torch
 from patchssl.backbones.protocol import fresh_weights
 from patchssl.backbones.vit import build_vit
 from patchssl.cli import benchmark as module
+from patchssl.cli import suite_run
 from patchssl.cli.features import compute_features
 from patchssl.cli.main import main
 from patchssl.config import Config
@@ -180,7 +181,7 @@ def test_interrupting_keeps_what_is_recorded(
             raise KeyboardInterrupt
         return compute_features(sources, backbone, tokens, **values)
 
-    monkeypatch.setattr(module, "compute_features", interrupted)
+    monkeypatch.setattr(suite_run, "compute_features", interrupted)
     assert main(command(run, MEAN, more=("--format", "json"))) == 130
     out, err = capsys.readouterr()
     assert out == ""
@@ -259,7 +260,7 @@ def test_a_suite_that_cannot_be_run_is_refused_before_anything_runs(
 
 def test_an_unknown_suite_lists_those_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", "--model", MEAN, "--suite", "quik"]) == 1
-    assert "'quik' is neither a file nor a suite; suites: cifar10, paper, quick" in capsys.readouterr().err
+    assert "'quik' is neither a file nor a suite; suites: cifar10, demo, paper, quick" in capsys.readouterr().err
 
 
 def test_help_teaches_and_needs_no_torch(repository: Path) -> None:

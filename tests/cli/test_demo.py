@@ -20,7 +20,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(TINY)
     monkeypatch.setattr(module, "RECIPE", str(recipe))
-    monkeypatch.setattr(module, "NUM_IMAGES", 72)
+    monkeypatch.setattr(module, "NUM_IMAGES", 120)
     monkeypatch.setattr(module, "usable_workers", lambda: 0)
     monkeypatch.chdir(tmp_path)
 

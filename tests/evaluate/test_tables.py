@@ -94,7 +94,7 @@ def test_no_chance_where_rows_tell_none_or_contradict_each_other(
     rows = [make_row(name, details={"chance": {"top1@k20": value}}) for name, value in (("a", 0.1), ("b", 0.2))]
     with caplog.at_level(logging.WARNING):
         assert "chance" not in set(build_table(rows).cells["kind"])
-    assert "give the chances [0.1, 0.2]" in caplog.text
+    assert "give [0.1, 0.2] as chance" in caplog.text
 
 
 def test_values_chosen_by_the_test_images_are_marked_never_ranked_and_no_headline(make_row: MakeRow) -> None:
