@@ -84,7 +84,12 @@ def make_index(factory: str, dim: int, parameters: str | None = None) -> Any:
                 f"index {factory!r} makes {transform.d_out} dimensions of features that have {transform.d_in}; allowed "
                 f"are 1 to {transform.d_in}"
             )
-    for name, value in parse_parameters(parameters).items():
+    given = parse_parameters(parameters)
+    quantized = _innermost(index)
+    if hasattr(quantized, "do_polysemous_training") and "ht" not in given:
+        # It numbers the centroids for searches by Hamming distance, and takes most of the time of training a PQ.
+        quantized.do_polysemous_training = False
+    for name, value in given.items():
         try:
             faiss.ParameterSpace().set_index_parameter(index, name, value)
         except RuntimeError:

@@ -153,6 +153,19 @@ def test_whitening_equals_its_definition() -> None:
     np.testing.assert_allclose(result.similarities, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("factory", ["PQ4x4", "IVF8,PQ4x4", "PQ4x4,RFlat"])
+def test_centroids_are_numbered_for_hamming_distances_only_where_these_are_asked_for(factory: str) -> None:
+    def neighbours(parameters: str | None) -> list[list[float]]:
+        found: list[list[float]] = search(QUERIES, DATABASE, 5, index=factory, parameters=parameters).rows.tolist()
+        return found
+
+    plain, numbered = (index_building.make_index(factory, DIM, parameters) for parameters in (None, "ht=16"))
+    inner = index_building._innermost
+    assert (inner(plain).do_polysemous_training, inner(numbered).do_polysemous_training) == (False, True)
+    if "RFlat" not in factory:
+        assert neighbours(None) == neighbours("ht=16")  # 16 bits may differ, which are all of them
+
+
 def test_the_seed_draws_the_training_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_building, "_LEAST_SAMPLE", 100)
 
