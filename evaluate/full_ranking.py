@@ -59,10 +59,11 @@ def full_ranks(
             f"queries have the shape {queries.shape}, the database is {parts[0].shape[1]} wide; both must come from "
             "one model"
         )
-    ignored = [_NONE] * len(queries) if ignored is None else ignored
+    listed = [_as_rows(rows) for rows in listed]
+    ignored = [_NONE] * len(queries) if ignored is None else [_as_rows(rows) for rows in ignored]
     own = np.full(len(queries), -1, np.int64) if own is None else own
     _check_rows(len(queries), num_rows, listed, ignored, own)
-    asked = np.flatnonzero([len(rows) for rows in listed])
+    asked = [query for query, rows in enumerate(listed) if len(rows)]
     thresholds = {query: _similarities_of(queries, query, parts, listed[query]) for query in asked}
     counts = {query: np.zeros(len(listed[query]), np.int64) for query in asked}
     for start, block in row_blocks(parts, max(1, block_values // parts[0].shape[1])):
@@ -81,6 +82,15 @@ def full_ranks(
         counts[query][::-1] + np.arange(len(listed[query])) if query in counts else _NONE.copy()
         for query in range(len(queries))
     ]
+
+
+def _as_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    given = np.asarray(rows)
+    if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+        raise DataError(
+            f"rows are of type {given.dtype} and shape {given.shape}; needed: whole numbers in one dimension"
+        )
+    return given.astype(np.int64, copy=False)  # an empty list is of floats
 
 
 def _check_rows(

@@ -149,7 +149,7 @@ def _merged(
     """The best k of two lists for each query, of which the second holds higher rows."""
     if not first[0].shape[1]:
         return second
-    found, rows = _ordered(*(np.concatenate(both, axis=1) for both in zip(first, second, strict=True)))
+    found, rows = _ordered(np.concatenate([first[0], second[0]], axis=1), np.concatenate([first[1], second[1]], axis=1))
     return found[:, :k], rows[:, :k]
 
 

@@ -50,13 +50,14 @@ class BuiltIndex:
             nonlocal num
             num += len(written)
 
-        faiss.write_index(self.index, faiss.PyCallbackIOWriter(count))
+        writer: Any = getattr(faiss, "PyCallbackIOWriter")  # noqa: B009 - its type stubs lack it
+        faiss.write_index(self.index, writer(count))
         return num
 
     def parameters(self) -> dict[str, float]:
         """The parameters of the search that decide between speed and recall, as they are set."""
         ivf, graph = faiss.try_extract_index_ivf(self.index), _innermost(self.index)
-        found = {} if ivf is None else {"nprobe": int(ivf.nprobe)}
+        found: dict[str, float] = {} if ivf is None else {"nprobe": int(ivf.nprobe)}
         return {**found, "efSearch": int(graph.hnsw.efSearch)} if hasattr(graph, "hnsw") else found
 
 
@@ -198,7 +199,8 @@ def _too_few(factory: str, num: int, needed: int, what: str) -> str:
 def _transforms(index: Any) -> list[Any]:
     if not isinstance(index, faiss.IndexPreTransform):
         return []
-    return [faiss.downcast_VectorTransform(index.chain.at(place)) for place in range(index.chain.size())]
+    chain: Any = index.chain
+    return [faiss.downcast_VectorTransform(chain.at(place)) for place in range(chain.size())]
 
 
 def _innermost(index: Any) -> Any:

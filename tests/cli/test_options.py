@@ -1,5 +1,6 @@
 """The shared options: values, defaults, limits, and the device that follows from --device."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from patchssl.cli.bundles import IndexOptions, index_options
 from patchssl.errors import ConfigError
 
 
-def run(decorator: options.Decorator, *arguments: str) -> tuple[Result, dict[str, Any]]:
+def run(decorator: Callable[[Any], Any], *arguments: str) -> tuple[Result, dict[str, Any]]:
     """Run a command that has one option, and return the values that it got."""
     got: dict[str, Any] = {}
 

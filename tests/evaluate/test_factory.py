@@ -156,14 +156,15 @@ def test_whitening_equals_its_definition() -> None:
 def test_the_seed_draws_the_training_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_building, "_LEAST_SAMPLE", 100)
 
-    def found(seed: int) -> list[list[float]]:
+    def similarities(seed: int) -> list[list[float]]:
         result = search(QUERIES, DATABASE, 100, index="IVF4,Flat", seed=seed)
         assert result.report is not None
         assert result.report.num_training == 256  # 64 for each list
-        return result.similarities.tolist()
+        found: list[list[float]] = result.similarities.tolist()
+        return found
 
-    assert found(0) == found(0)
-    assert found(0) != found(1)
+    assert similarities(0) == similarities(0)
+    assert similarities(0) != similarities(1)
 
 
 def test_recall_is_taken_over_a_sample_of_many_queries(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,9 @@ import pytest
 
 from patchssl.errors import DataError
 from patchssl.evaluate.full_ranking import full_ranks
+from patchssl.evaluate.ranking import trapezoid_ap
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def slow_ranks(
@@ -139,6 +142,36 @@ def test_a_database_in_several_matrices_and_on_disk_gives_the_same(tmp_path: Pat
     assert as_lists(full_ranks(queries, parts, listed, block_values=64)) == expected
 
 
+@pytest.mark.parametrize("block_values", [1000, 10**6])
+def test_golden_average_precision_of_revisited_ground_truth(block_values: int) -> None:
+    with np.load(GOLDEN / "revisited_map.npz", allow_pickle=False) as file:
+        golden = {name: file[name] for name in file.files}
+    similarity = golden["similarity"]  # (M, Q)
+    num = similarity.shape[1]
+    # Unit vectors whose products with the axes are as the similarities, by one factor.
+    scaled = similarity / (1.01 * np.linalg.norm(similarity, axis=1).max())
+    rest = np.sqrt(1 - (scaled**2).sum(axis=1, keepdims=True))
+    database = np.concatenate([scaled, rest], axis=1).astype(np.float32)
+    queries = np.eye(num, num + 1, dtype=np.float32)
+
+    def rows_of(*kinds: str) -> list[np.ndarray]:
+        split = [np.split(golden[f"gnd_{kind}_flat"], golden[f"gnd_{kind}_offsets"][1:-1]) for kind in kinds]
+        return [np.concatenate(parts) for parts in zip(*split, strict=True)]
+
+    for level, listed, ignored in (
+        ("easy", rows_of("easy"), rows_of("junk", "hard")),
+        ("medium", rows_of("easy", "hard"), rows_of("junk")),
+        ("hard", rows_of("hard"), rows_of("junk", "easy")),
+    ):
+        ranks = full_ranks(queries, database, listed, ignored, block_values=block_values)
+        found = [trapezoid_ap(each, len(each)) if len(each) else np.nan for each in ranks]
+        np.testing.assert_allclose(found, golden[f"{level}_ap"], rtol=1e-12)
+
+
+def test_lists_of_rows_may_be_plain_and_empty() -> None:
+    assert as_lists(full_ranks(BY_HAND[:2], BY_HAND, [[], [1]], [[], []])) == [[], [0]]  # type: ignore[list-item]
+
+
 def test_no_queries_give_no_ranks() -> None:
     assert full_ranks(np.empty((0, 2), np.float32), BY_HAND, []) == []
 
@@ -157,6 +190,8 @@ NAN[5, 1] = np.nan
         ({"database": NAN}, "1 of 2 database features hold NaN .*, the first of them row 5"),
         ({"queries": NAN[5:6]}, "1 of 1 query features hold NaN"),
         ({"listed": []}, "listed rows are given for 0 queries; there are 1"),
+        ({"listed": [np.array([2.0])]}, r"rows are of type float64 and shape \(1,\)"),
+        ({"listed": [np.array([[2]])]}, r"rows are of type int64 and shape \(1, 1\)"),
         ({"listed": [rows(7)]}, "query 0 has listed rows from 7 to 7; allowed: 0 to 6"),
         ({"listed": [rows(-1, 2)]}, "query 0 has listed rows from -1 to 2"),
         ({"listed": [rows(2, 2, 2)]}, "query 0 lists 2 rows more than once"),
