@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from patchssl.errors import DataError
-from patchssl.evaluate.checks import check_features, check_ids, check_pair, place_labels, warn_of_leaks
+from patchssl.evaluate.checks import check_features, check_ids, check_pair, check_parts, place_labels, warn_of_leaks
 from patchssl.evaluate.features import Features
 
 
@@ -88,3 +88,19 @@ def test_a_test_image_counts_as_found_again_by_id_and_features(caplog: pytest.Lo
         assert warn_of_leaks(one, other) == 0
     assert warn_of_leaks(train, Features(tests[:1], None, test.ids[:1] if test.ids is not None else None)) == 0
     assert not caplog.records
+
+
+def test_parts_of_a_search_need_no_labels_and_one_make() -> None:
+    def made(dim: int = 2, **settings: object) -> Features:
+        return Features(np.ones((3, dim), np.float32), meta={"settings": settings})
+
+    check_parts({"database": made(image_px=32, precision="fp32"), "queries": made(image_px=32, precision="bf16")})
+    check_parts({"labelled": made()})
+    with pytest.raises(DataError, match="database features are 2 wide, distractors features 3"):
+        check_parts({"database": made(), "distractors": made(3), "queries": made()})
+    with pytest.raises(
+        DataError, match=r"database and queries features were made differently \(token 'cls' and 'gem'\)"
+    ):
+        check_parts({"database": made(token="cls"), "distractors": made(), "queries": made(token="gem")})
+    with pytest.raises(DataError, match="the queries features are empty"):
+        check_parts({"database": made(), "queries": Features(np.ones((0, 2), np.float32))})

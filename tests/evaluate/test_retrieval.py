@@ -22,7 +22,6 @@ from patchssl.data.boxed import BoxedSource
 from patchssl.data.images import ArraySource
 from patchssl.data.revisited_truth import RevisitedTruth
 from patchssl.errors import ConfigError, DataError
-from patchssl.evaluate.alignment import rows_by_name
 from patchssl.evaluate.extraction import extract
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.query_table import COLUMNS, write_query_table
@@ -210,24 +209,6 @@ def test_unreadable_images_are_missed_and_unreadable_queries_leave(caplog: pytes
     assert scored.outcomes.values["mp_at_5_easy"].tolist() == [0.2]
     assert "1 database images could not be read and count as never found where they are right: i1" in caplog.text
     assert "1 query images could not be read and leave the mean: q1" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("part", "words"),
-    [
-        (Features(np.ones((2, 2), np.float32)), "there are 2 database features for 3 images of the ground truth"),
-        (
-            named(np.ones((2, 2), np.float32), ["i0", "i1"]),
-            "1 images of the ground truth have no database feature (i2)",
-        ),
-        (named(np.ones((4, 2), np.float32), ["i0", "i1", "i2", "x"]), "1 of 4 database features are of images"),
-        (named(np.ones((3, 2), np.float32), ["i0", "a/i0.jpg", "i2"]), "two database features are of the image i0"),
-    ],
-)
-def test_features_of_other_images_are_refused(part: Features, words: str) -> None:
-    with pytest.raises(DataError) as caught:
-        rows_by_name("database", part, ("i0", "i1", "i2"))
-    assert words in str(caught.value)
 
 
 def test_parts_must_belong_together() -> None:
