@@ -12,7 +12,6 @@ import torch
 
 from patchssl.backbones.protocol import fresh_weights
 from patchssl.backbones.vit import build_vit
-from patchssl.cli import benchmark as module
 from patchssl.cli import suite_run
 from patchssl.cli.features import compute_features
 from patchssl.cli.main import main

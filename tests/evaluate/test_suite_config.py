@@ -87,7 +87,7 @@ def test_files_and_names(tmp_path: Path) -> None:
     assert isinstance(task, KnnTask)
     assert task.k == (7,)
     assert (suite_name(str(path)), suite_name("quick")) == ("mine", "quick")
-    with pytest.raises(ConfigError, match="'quik' is neither a file nor a suite; suites: cifar10, paper, quick"):
+    with pytest.raises(ConfigError, match="'quik' is neither a file nor a suite; suites: cifar10, demo, paper, quick"):
         load_suite("quik")
     path.write_text("- task: knn\n")
     with pytest.raises(ConfigError, match="holds a list"):
@@ -104,8 +104,14 @@ def test_every_suite_is_valid_and_says_how_it_is_run_and_what_came_out(name: str
 
 
 def test_the_suites_of_the_package() -> None:
-    assert suite_names() == ["cifar10", "paper", "quick"]
+    assert suite_names() == ["cifar10", "demo", "paper", "quick"]
     assert {task.data for task in load_suite("quick").resolved()} == {"builtin"}
     assert {(task.task, task.data) for task in load_suite("paper").resolved()} == {
-        (task, data) for task in ("knn", "linear") for data in ("cifar10", "imagenet100", "imagenet1k")
+        *((task, data) for task in ("knn", "linear") for data in ("cifar10", "imagenet100", "imagenet1k")),
+        ("copydetect", "copydays"),
+        ("retrieval", "roxford5k"),
+        ("retrieval", "rparis6k"),
     }
+    assert {task.task for task in load_suite("demo").resolved()} == {
+        "knn", "linear", "copydetect", "retrieval", "correspondence",
+    }  # fmt: skip
