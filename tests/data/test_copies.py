@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -293,12 +294,16 @@ def test_a_photograph_that_vanishes_meanwhile_leaves_nothing_behind(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
-def test_an_interruption_leaves_nothing_behind(written: Written, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interruption_leaves_nothing_behind(tmp_path: Path, workers: int) -> None:
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
+    # Enough work that the processes are in the middle of it.
+    images = [draw_original(number, 128, 0) for number in (0, 1, 3, 4, 6, 7, 9, 10)]
     with pytest.raises(KeyboardInterrupt):
-        write_copies(tmp_path / "out", open_unlabelled(written.photos), workers=2, on_original=interrupt)
+        write_copies(tmp_path / "out", source_of(images), strong_per_image=9, workers=workers, on_original=interrupt)
+    time.sleep(0.3)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from patchssl.data.copies.originals import Photographs, choose_originals
 from patchssl.data.copies.processes import in_order
-from patchssl.data.copies.writing import Plan, write_original_and_copies, write_tables
+from patchssl.data.copies.writing import Plan, make_folders, write_original_and_copies, write_tables
 from patchssl.data.images import ImageSource
 from patchssl.data.synth.copies import CROP_PERCENTS, JPEG_QUALITIES
 from patchssl.data.synth.difficulty import check_difficulty
@@ -100,6 +100,7 @@ def write_copies(
     plan = Plan(photographs, chosen.indices, strong_per_image, tuple(qualities), tuple(crops), difficulty, seed)
     total = len(chosen.indices)
     with whole_folder(output) as folder:
+        make_folders(plan, folder)
         rows = []
         for made in in_order(partial(write_original_and_copies, plan, folder), total, workers=workers):
             rows.append(made)

@@ -55,12 +55,20 @@ class Made:
     strong: tuple[tuple[str, tuple[Applied, ...]], ...]
 
 
+def make_folders(plan: Plan, folder: Path) -> None:
+    """Make all folders that images go to."""
+    blocks = [f"jpegqual/{quality}" for quality in plan.qualities] + [f"crops/{percent}" for percent in plan.crops]
+    for block in ("original", "strong", *blocks):
+        (folder / block).mkdir(parents=True)
+
+
 def write_original_and_copies(plan: Plan, folder: Path, number: int) -> Made:
     """Write one original and all its copies.
 
     Args:
         plan: what is to be written.
-        folder: where to.
+        folder: where to, with the folders of `make_folders`. None is made here: when an error or an interruption has
+            removed them, another process that is still at work ends with an error as well.
         number: of the original, 0 to 9,999; the first four characters of its name and of its copies' names.
 
     Raises:
@@ -106,7 +114,6 @@ def write_tables(folder: Path, made: Sequence[Made], left_out: Sequence[tuple[st
 
 
 def _save(image: Image.Image, path: Path, quality: int = QUALITY) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     # A comment in the source's file would go on into its copies and tell which they are.
     image.save(path, quality=quality, comment=b"")
 

@@ -69,7 +69,7 @@ def whole_folder(output: Path) -> Iterator[Path]:
             "Give a folder that can be written on a disk with enough space."
         ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
 
 
 def refuse_occupied(output: Path) -> None:
@@ -83,3 +83,14 @@ def refuse_occupied(output: Path) -> None:
             )
     elif output.exists() or output.is_symlink():
         raise DataError(f"{output} exists and is no folder. Give a folder that is new or empty.")
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder if it is there, even while other processes that an error has not yet ended write into it."""
+    doomed = folder.with_name(f"{folder.name}-removed")
+    try:
+        # Under another name no file comes to it any more.
+        folder.rename(doomed)
+    except OSError:
+        doomed = folder
+    shutil.rmtree(doomed, ignore_errors=True)
