@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +22,11 @@ from numpy.typing import NDArray
 from patchssl.backbones import Backbone
 from patchssl.errors import ConfigError, DataError
 from patchssl.evaluate.checks import check_features, check_parts
+from patchssl.evaluate.class_positives import Positives, own_rows
+from patchssl.evaluate.factory import FLAT, SearchResult, search
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.full_ranking import full_ranks
-from patchssl.evaluate.ranking import average_precision, r_precision, recall_at
+from patchssl.evaluate.ranking import average_precision, r_precision, ranks_in_list, recall_at
 from patchssl.evaluate.ranking_chance import average_precision_by_chance, r_precision_by_chance, recall_by_chance
 from patchssl.evaluate.results import Scored
 from patchssl.evaluate.scoring import make_row
@@ -33,9 +36,10 @@ logger = logging.getLogger(__name__)
 KS = (1, 5, 10, 100)
 CUTOFF = 100
 HEADLINE = "map"
+DEPTH = 2048
 
-_NUM_NAMED = 5
-_CHUNK_RANKS = 8_000_000
+# A query and the zero-based ranks of what is right for it.
+_Ranking = Iterator[tuple[int, NDArray[np.int64]]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,12 +67,14 @@ class ClassResult:
         num_positives: (Q,) other images of the class.
         num_candidates: (Q,) images that were ranked.
         num_own: queries that stand in the gallery too, and were taken out for themselves.
+        index: what an approximate index did; None where all was ranked.
     """
 
     values: Mapping[str, NDArray[np.float64]]
     num_positives: NDArray[np.int64]
     num_candidates: NDArray[np.int64]
     num_own: int
+    index: Mapping[str, Any] | None = None
 
 
 def prepare(backbone: Backbone, protocol: str = "class", *, image_size: int | None = None) -> Backbone:
@@ -87,14 +93,28 @@ def prepare(backbone: Backbone, protocol: str = "class", *, image_size: int | No
     return sized if image_size is None else sized.at_size(image_size)
 
 
-def evaluate(gallery: Features, queries: Features | None = None) -> ClassResult:
+def evaluate(
+    gallery: Features,
+    queries: Features | None = None,
+    *,
+    index: str = FLAT,
+    index_parameters: str | None = None,
+    depth: int = DEPTH,
+    seed: int = 0,
+) -> ClassResult:
     """Rank the gallery for every query.
 
     Args:
         gallery: (M, D) with labels, any integers.
         queries: (Q, D) with labels; None to search with each image of the gallery among the others.
+        index: `Flat` ranks the whole gallery; any other FAISS factory finds `depth` neighbours, and what is right and
+            not among them counts as never found.
+        index_parameters: of its search, as `patchssl.evaluate.factory.search` takes them.
+        depth: of an approximate index.
+        seed: of an index that is trained.
 
     Raises:
+        ConfigError: the index cannot be had.
         DataError: a part is empty, has no labels, non-finite features or an id twice, the parts do not belong together,
             or no query has an image to find.
     """
@@ -102,8 +122,8 @@ def evaluate(gallery: Features, queries: Features | None = None) -> ClassResult:
     asked = gallery if queries is None else queries
     assert gallery.labels is not None
     assert asked.labels is not None
-    own = np.arange(len(gallery)) if queries is None else _own_rows(gallery, queries)
-    positives = _Positives(gallery.labels, asked.labels, own)
+    own = np.arange(len(gallery)) if queries is None else own_rows(gallery, queries)
+    positives = Positives(gallery.labels, asked.labels, own)
     counted = np.flatnonzero(positives.nums)
     if not len(counted):
         raise DataError(
@@ -113,15 +133,39 @@ def evaluate(gallery: Features, queries: Features | None = None) -> ClassResult:
     num_candidates = len(gallery) - (own >= 0)
     names = _metric_names(int(num_candidates.min()))
     values = {name: np.full(len(asked), np.nan) for name in names}
-    for chosen in positives.chunks(counted):
-        ranks = full_ranks(
-            asked.features[chosen], gallery.features, [positives.of(query) for query in chosen], own=own[chosen]
-        )
-        for query, found in zip(chosen, ranks, strict=True):
-            for name, value in _metrics(found, len(found), names).items():
-                values[name][query] = value
+    ranking, report = _full(gallery, asked, positives, counted), None
+    if index != FLAT:
+        # One more, for the query itself.
+        depth = min(depth + 1, len(gallery))
+        found = search(asked.features, gallery.features, depth, index=index, parameters=index_parameters, seed=seed)
+        ranking, report = _listed(found, positives, counted), found.report
+    for query, ranks in ranking:
+        for name, value in _metrics(ranks, int(positives.nums[query]), names).items():
+            values[name][query] = value
     num_own = 0 if queries is None else int(np.count_nonzero(own >= 0))
-    return ClassResult(values, positives.nums, num_candidates, num_own)
+    return ClassResult(values, positives.nums, num_candidates, num_own, None if report is None else report.as_details())
+
+
+def _full(gallery: Features, asked: Features, positives: Positives, counted: NDArray[np.int64]) -> _Ranking:
+    """The ranks of all that is right."""
+    for chosen in positives.chunks(counted):
+        yield from zip(
+            chosen.tolist(),
+            full_ranks(
+                asked.features[chosen],
+                gallery.features,
+                [positives.of(query) for query in chosen],
+                own=positives.own[chosen],
+            ),
+            strict=True,
+        )
+
+
+def _listed(found: SearchResult, positives: Positives, counted: NDArray[np.int64]) -> _Ranking:
+    """The ranks of what is right among the neighbours that an index found."""
+    for query in counted.tolist():
+        own = positives.own[query : query + 1]
+        yield query, ranks_in_list(found.similarities[query], found.rows[query], positives.of(query), own)
 
 
 def score(
@@ -129,6 +173,9 @@ def score(
     truth: None = None,
     *,
     protocol: str = "class",
+    index: str = FLAT,
+    index_parameters: str | None = None,
+    depth: int = DEPTH,
     features_s: float = 0.0,
     device: str = "cpu",
     seed: int = 0,
@@ -140,33 +187,36 @@ def score(
             settings.
         truth: nothing; what is right stands in the labels.
         protocol: one of PROTOCOLS.
+        index: as this and the following of `evaluate`.
+        index_parameters: of the search in it.
+        depth: of it.
         features_s: how long computing the features took.
         device: where they were computed.
-        seed: of the intervals, and what fresh weights were drawn from.
+        seed: of the intervals, of a trained index, and what fresh weights were drawn from.
 
     Raises:
-        ConfigError: the protocol is unknown.
+        ConfigError: the protocol is unknown, or the index cannot be had.
         DataError: the features cannot be evaluated.
     """
     _check_protocol(protocol)
     start = time.perf_counter()
-    result = evaluate(*features.values())
+    result = evaluate(*features.values(), index=index, index_parameters=index_parameters, depth=depth, seed=seed)
+    approximate = {} if result.index is None else {"index_parameters": result.index.get("parameters"), "depth": depth}
     return make_row(
         task="retrieval",
         protocol=protocol,
         parts=features,
         values=result.values,
         headline=HEADLINE,
-        meaning={"similarity": "cosine", "average_precision": "rectangular"},
+        meaning={"similarity": "cosine", "average_precision": "rectangular", "index": index, **approximate},
         settings={
-            "index": "Flat",
             "num_without_positives": int(np.count_nonzero(result.num_positives == 0)),
             "num_queries_in_gallery": result.num_own,
         },
         seconds={"features": features_s, "evaluate": time.perf_counter() - start},
         device=device,
         seed=seed,
-        details={"chance": chance(result)},
+        details={"chance": chance(result), **({} if result.index is None else {"index": dict(result.index)})},
     )
 
 
@@ -178,28 +228,6 @@ def chance(result: ClassResult) -> dict[str, float]:
         name: float(np.average([_by_chance(name, *kind) for kind in kinds.tolist()], weights=nums))
         for name in result.values
     }
-
-
-class _Positives:
-    """The images of the gallery that are right for each query."""
-
-    def __init__(self, gallery: NDArray[np.int64], queries: NDArray[np.int64], own: NDArray[np.int64]) -> None:
-        self.order = np.argsort(gallery, kind="stable")
-        ordered = gallery[self.order]
-        self.starts, self.ends = (np.searchsorted(ordered, queries, side=side) for side in ("left", "right"))
-        self.own = own
-        own_is_right = (own >= 0) & (gallery[own] == queries)
-        self.nums: NDArray[np.int64] = self.ends - self.starts - own_is_right
-
-    def of(self, query: int) -> NDArray[np.int64]:
-        rows = self.order[self.starts[query] : self.ends[query]]
-        others: NDArray[np.int64] = rows[rows != self.own[query]]
-        return others
-
-    def chunks(self, queries: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-        """Queries whose ranks fit into memory together."""
-        numbers = np.cumsum(self.nums[queries]) // _CHUNK_RANKS
-        yield from np.split(queries, np.flatnonzero(np.diff(numbers)) + 1)
 
 
 def _metric_names(num_candidates: int) -> list[str]:
@@ -242,23 +270,6 @@ def _check(gallery: Features, queries: Features | None) -> None:
 def _check_protocol(name: str) -> None:
     if name not in PROTOCOLS:
         raise ConfigError(f"protocol {name!r} is unknown to retrieval of classes; allowed: {', '.join(PROTOCOLS)}")
-
-
-def _own_rows(gallery: Features, queries: Features) -> NDArray[np.int64]:
-    """(Q,) the row of the gallery with the query's id, -1 where there is none; without ids nothing can be told."""
-    own = np.full(len(queries), -1, np.int64)
-    if gallery.ids is None or queries.ids is None:
-        return own
-    shared, rows, asked = np.intersect1d(gallery.ids, queries.ids, return_indices=True)
-    own[asked] = rows
-    if len(shared):
-        logger.warning(
-            "%d of %d queries stand in the gallery too (%s); none counts for itself",
-            len(shared),
-            len(queries),
-            ", ".join(map(str, shared[:_NUM_NAMED])) + (", …" if len(shared) > _NUM_NAMED else ""),
-        )
-    return own
 
 
 def _tell_left_out(num: int, num_queries: int, *, leave_one_out: bool) -> None:

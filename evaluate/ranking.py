@@ -127,6 +127,25 @@ def recall_of_ranks(ranks: ArrayLike, num_positives: int, precision: float) -> f
     return float((reached[-1] + 1) / num_positives) if len(reached) else 0.0
 
 
+def ranks_in_list(
+    similarities: NDArray[np.float32], rows: NDArray[np.int64], right: NDArray[np.int64], ignored: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Ranks of what is right in a list of neighbours.
+
+    Args:
+        similarities: (k,) of one query's neighbours, in any order; of equal ones the wrong come first.
+        rows: (k,) of the neighbours, -1 where the list ends early.
+        right: rows that count.
+        ignored: rows that are taken out.
+
+    Returns:
+        Zero-based ranks of the right rows of the list, ascending.
+    """
+    kept = (rows >= 0) & ~np.isin(rows, ignored)
+    hits = np.isin(rows[kept], right)
+    return np.flatnonzero(hits[np.lexsort((hits, -similarities[kept]))])
+
+
 def _by_score(scores: ArrayLike, correct: ArrayLike) -> NDArray[np.bool_]:
     values, right = np.asarray(scores, dtype=np.float64), np.asarray(correct, dtype=bool)
     if values.shape != right.shape or values.ndim != 1:

@@ -16,6 +16,7 @@ from patchssl.evaluate.alignment import rows_by_name
 from patchssl.evaluate.factory import FLAT, search
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.full_ranking import full_ranks
+from patchssl.evaluate.ranking import ranks_in_list
 
 DIFFICULTIES: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "easy": (("easy",), ("junk", "hard")),
@@ -93,25 +94,6 @@ def rank_queries(
         for difficulty, (grades, _) in DIFFICULTIES.items()
     }
     return RankedQueries(tuple(truth.queries[query] for query in asked), ranks, num_positives, report)
-
-
-def ranks_in_list(
-    similarities: NDArray[np.float32], rows: NDArray[np.int64], right: NDArray[np.int64], ignored: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Ranks of what is right in a list of neighbours.
-
-    Args:
-        similarities: (k,) of one query's neighbours, in any order; of equal ones the wrong come first.
-        rows: (k,) of the neighbours, -1 where the list ends early.
-        right: rows that count.
-        ignored: rows that are taken out.
-
-    Returns:
-        Zero-based ranks of the right rows of the list, ascending.
-    """
-    kept = (rows >= 0) & ~np.isin(rows, ignored)
-    hits = np.isin(rows[kept], right)
-    return np.flatnonzero(hits[np.lexsort((hits, -similarities[kept]))])
 
 
 def _rows_of(truth: RevisitedTruth, grades: Sequence[str], query: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -40,9 +40,6 @@ _OF_PLACES = (
     "crop_queries",
     "distractors",
     "distractor_features",
-    "index",
-    "index_parameters",
-    "per_query",
 )
 
 
@@ -266,11 +263,21 @@ def _score(
     crop_queries: bool | None,
     **about: Any,
 ) -> "Scored":
+    from patchssl.evaluate.query_table import write_outcome_table, write_query_table
+
     if truth is None:
         from patchssl.evaluate import class_retrieval
 
-        return class_retrieval.score(features, protocol=options.name, **about)
-    from patchssl.evaluate.query_table import write_query_table
+        scored = class_retrieval.score(
+            features,
+            protocol=options.name,
+            index=index_options.index,
+            index_parameters=index_options.parameters,
+            **about,
+        )
+        if options.per_query is not None:
+            write_outcome_table(options.per_query, scored.outcomes)
+        return scored
     from patchssl.evaluate.retrieval import score_with_ranks
 
     scored, ranked = score_with_ranks(

@@ -87,7 +87,7 @@ def retrieval_options(function: Callable[..., Any]) -> Callable[..., Any]:
             type=file,
             callback=_in_a_folder,
             metavar="FILE",
-            help="official, dino: write the outcome of every query to a CSV file.",
+            help="Write the outcome of every query to a CSV file.",
         ),
     )
     return bundle(function, options, "retrieval_options", RetrievalOptions)

@@ -183,6 +183,15 @@ def test_classes_of_folders_tables_and_features(
     assert list(row["dataset"]["splits"]) == ["gallery", "queries"]
     assert row["settings"]["resize_px"] == 36
     assert row["metrics"]["map"]["value"] > row["details"]["chance"]["map"]
+    table = tmp_path / "each.csv"
+    assert row_of([*on_images(data), "--per-query", str(table)], capsys)["metrics"] == row["metrics"]
+    with table.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == row["dataset"]["splits"]["queries"]
+    mean = sum(float(line["map"]) for line in lines) / len(lines)
+    assert mean == pytest.approx(row["metrics"]["map"]["value"])
+    indexed = row_of([*on_images(data), "--index", "HNSW16,Flat"], capsys)
+    assert indexed["details"]["index"]["recall@1"] > 0.9
     alone = row_of(on_images(data / "query"), capsys)
     assert list(alone["dataset"]["splits"]) == ["labelled"]
 
@@ -234,12 +243,11 @@ FILES = ["--query-features", "q", "--database-features", "d"]
         (["--query-features", "q", "--ground-truth", "g"], "belong together; give all"),
         ([*FILES, "--protocol", "dino"], "belong together; give all"),
         ([*FILES, "--protocol", "class", "--ground-truth", "g"], "--ground-truth is for --protocol official or dino"),
-        ([*FILES, "--index", "Flat"], "--index is for --protocol official or dino; class has no such thing"),
         ([*FILES, "--ground-truth", "g", "--crop-queries"], "--crop-queries change nothing about features from files"),
         ([*FILES, "--ground-truth", "g", "--tokens", "gem"], "--tokens change nothing about features from files"),
         ([*FILES, "--ground-truth", "g", "--distractors", "x"], "--distractors change nothing about features"),
         (["DATA", "--model", TINY, "--multiscale"], "--multiscale is for --protocol official or dino"),
-        (["DATA", "--model", TINY, "--no-crop-queries", "--per-query", "x.csv"], "--crop-queries, --per-query is for"),
+        (["DATA", "--model", TINY, "--no-crop-queries"], "--crop-queries is for"),
         (["D", "--model", TINY, "--protocol", "dino", "--crop-fraction", "1"], "dino cuts no centre; leave it out"),
         (
             ["D", "--model", TINY, "--protocol", "dino", "--preprocess", "model", "--multiscale"],

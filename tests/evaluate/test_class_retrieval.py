@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score
 
 from patchssl.backbones import load_backbone
 from patchssl.errors import ConfigError, DataError
-from patchssl.evaluate import class_retrieval
+from patchssl.evaluate import class_positives
 from patchssl.evaluate.class_retrieval import evaluate, prepare, score
 from patchssl.evaluate.features import Features
 
@@ -62,7 +62,7 @@ def slow_values(query: NDArray[Any], gallery: NDArray[Any], right: NDArray[np.bo
 
 @pytest.mark.parametrize("chunk", [8_000_000, 700])
 def test_the_definition(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(class_retrieval, "_CHUNK_RANKS", chunk)
+    monkeypatch.setattr(class_positives, "_CHUNK_RANKS", chunk)
     gallery, queries = drawn(400, seed=0), drawn(20, seed=1)
     assert gallery.labels is not None
     assert queries.labels is not None
@@ -212,3 +212,29 @@ def test_geometry_is_that_of_classification() -> None:
         prepare(backbone, "dino")
     with pytest.raises(ConfigError, match="allowed: class"):
         score({"labelled": drawn(9, seed=0)}, protocol="official")
+
+
+def test_an_index_that_misses_nothing_gives_the_values_of_the_whole_ranking() -> None:
+    gallery, queries = drawn(60, seed=1, ids="g"), drawn(7, seed=2, ids="q")
+    full = evaluate(gallery, queries)
+    listed = evaluate(gallery, queries, index="HNSW16,Flat", index_parameters="efSearch=200")
+    assert listed.index is not None
+    assert listed.index["num_vectors"] == 60
+    for name, values in full.values.items():
+        np.testing.assert_allclose(listed.values[name], values, atol=1e-12)
+
+
+def test_what_an_index_does_not_list_counts_as_never_found() -> None:
+    features = on_a_circle([0, 10, 20, 30, 40], [1, 2, 1, 2, 1])
+    listed = evaluate(features, index="HNSW16,Flat", depth=2)
+    # Of 0 degrees the neighbours are 10 and 20; its other right image, 40, is not among them.
+    assert listed.values["map"][0] == pytest.approx((1 / 2) / 2)
+    assert evaluate(features).values["map"][0] == pytest.approx((1 / 2 + 2 / 4) / 2)
+
+
+def test_rows_of_an_index_stand_in_a_column_of_their_own() -> None:
+    features = {"labelled": drawn(30, seed=1)}
+    exact, listed = score(features).row, score(features, index="HNSW16,Flat", depth=9).row
+    assert exact.comparability != listed.comparability
+    assert (exact.settings["index"], listed.settings["index"], listed.settings["depth"]) == ("Flat", "HNSW16,Flat", 9)
+    assert {"recall@1", "build_s", "bytes_per_vector", "queries_per_s"} <= listed.details["index"].keys()

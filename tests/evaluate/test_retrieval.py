@@ -25,8 +25,8 @@ from patchssl.errors import ConfigError, DataError
 from patchssl.evaluate.extraction import extract
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.query_table import COLUMNS, write_query_table
+from patchssl.evaluate.ranking import ranks_in_list
 from patchssl.evaluate.retrieval import PROTOCOLS, SCALES, precision_at, prepare, score, score_with_ranks
-from patchssl.evaluate.revisited_ranks import ranks_in_list
 from patchssl.structs import Tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden"
