@@ -240,6 +240,7 @@ def _of_images(
     from patchssl.evaluate.copy_plan import make_plan
     from patchssl.evaluate.copy_protocols import protocol_for
     from patchssl.evaluate.copydetect import evaluate
+    from patchssl.evaluate.factory import check_factory
     from patchssl.evaluate.features import load_features
     from patchssl.pooling import parse_tokens
 
@@ -256,9 +257,13 @@ def _of_images(
     # Whatever cannot be done is told before hours of computing.
     plan = make_plan(chosen.name, {*data.sources, *loaded}, **choices.scoring())
     tokens = choices.tokens or chosen.tokens
-    if any(part.kind == "patches" for part in parse_tokens(tokens)):
+    parts = parse_tokens(tokens)
+    if any(part.kind == "patches" for part in parts):
         raise click.UsageError("--tokens patches is no descriptor of an image; take mean or gem of them")
     backbone = _backbone(model, chosen.name, model_options, compute, options["seed"])
+    # Patches of a network of stages may have another width than its pooled feature, and whitening another than both.
+    if plan.learned_from is None and backbone.num_blocks > 1:
+        check_factory(options["index"], len(parts) * backbone.dim, options["index_parameters"])
     sources = {part: source for part, source in data.sources.items() if part in plan.parts}
     computed = compute_features(sources, backbone, [tokens], compute=compute, quiet=quiet)
     if not is_reporting():

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 
 from patchssl.data.copy_folders import (
+    DISC_HOME,
     DISTRACTORS,
     QUERIES,
     REFERENCES,
@@ -17,7 +18,7 @@ from patchssl.data.copy_folders import (
     open_part,
 )
 from patchssl.data.copy_truth import CopyData
-from patchssl.data.copydays import is_copydays, open_copydays
+from patchssl.data.copydays import HOME, is_copydays, open_copydays
 from patchssl.data.duplicates import equal_files, paths_of
 from patchssl.data.images import FileSource, ImageSource
 from patchssl.data.listing import images_in, named
@@ -45,7 +46,10 @@ def layout_of(path: Path) -> str:
         if fits(path):
             return layout
     found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-    raise DataError(f"{path} has no layout of copy detection: needed is {_LAYOUTS}; found: {found}")
+    raise DataError(
+        f"{path} has no layout of copy detection: needed is {_LAYOUTS}; found: {found}. The official data: {HOME} "
+        f"(Copydays), {DISC_HOME} (DISC21); patchssl data copies makes a folder like Copydays of any photographs"
+    )
 
 
 def open_copies(

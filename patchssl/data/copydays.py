@@ -88,7 +88,7 @@ def _blocks(path: Path) -> dict[str, list[str]]:
     if lacking:
         raise DataError(
             f"{path} is no Copydays folder: {'; '.join(lacking)}. Found: {_found(blocks) or 'no block'}. The official "
-            f"data: {HOME} ({_UNPACKING}); patchssl data synth draws a small set of this layout"
+            f"data: {HOME} ({_UNPACKING}); patchssl data copies makes such a folder of any photographs"
         )
     return blocks
 

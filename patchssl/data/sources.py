@@ -57,7 +57,8 @@ def open_labelled(path: str | os.PathLike[str], *, apply_exif: bool = True) -> d
     if test is None or not (data / "train").is_dir():
         raise DataError(
             f"{data} must hold train/ and val/ (or test/) with a folder per class; found: {_entries(data)}. Class "
-            "folders without such parts are for eval knn --protocol leave-one-out"
+            "folders without such parts are for eval knn --protocol leave-one-out. Official data: "
+            "https://www.cs.toronto.edu/~kriz/cifar.html (CIFAR, the python version as it is), https://image-net.org"
         )
     folders = {"train": data / "train", "test": test}
     ids = {part: _in_class_folders(folder) for part, folder in folders.items()}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from patchssl.cli import eval_copydetect as module
 from patchssl.cli.main import main
 from patchssl.data.synth.copies import copydays_drawings
 from patchssl.data.synth.files import save
@@ -235,3 +236,12 @@ def test_whitening_from_a_feature_file(drawn: Path, tmp_path: Path, capsys: pyte
     np.savez(tmp_path / "w.npz", features=rows[:, :192])
     told = refusal(capsys, *on_images(drawn, "--whitening-features", tmp_path / "w.npz"), code=1)
     assert "192" in told
+
+
+def test_a_wrong_index_is_refused_before_anything_is_computed(
+    drawn: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "compute_features", lambda *args, **values: pytest.fail("features were computed"))
+    command = ["eval", "copydetect", str(drawn), "--model", "timm:vit_tiny_patch16_224@random", "--image-size", "32"]
+    assert main([*command, "--index", "IVFx,Flat", "--no-record"]) == 1
+    assert "IVFx,Flat" in capsys.readouterr().err
