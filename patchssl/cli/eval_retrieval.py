@@ -11,15 +11,14 @@ import click
 from patchssl.cli.bundles import (
     OF_IMAGES,
     ComputeOptions,
-    IndexOptions,
     ModelOptions,
     compute_options,
     features_are_given,
-    index_options,
     is_given,
     model_options,
 )
 from patchssl.cli.features import compute_features
+from patchssl.cli.index_options import IndexOptions, index_options
 from patchssl.cli.logs import configure_logging
 from patchssl.cli.options import format_option, no_record_option, quiet_option, results_option, seed_option
 from patchssl.cli.output import print_row

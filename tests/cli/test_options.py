@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from patchssl.cli import options
-from patchssl.cli.bundles import IndexOptions, index_options
+from patchssl.cli.index_options import IndexOptions, index_options
 from patchssl.errors import ConfigError
 
 

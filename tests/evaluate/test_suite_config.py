@@ -6,6 +6,7 @@ import pytest
 
 from patchssl.errors import ConfigError
 from patchssl.evaluate.suite_config import KnnTask, SuiteConfig, load_suite, suite_name, suite_names
+from patchssl.evaluate.suite_tasks import check_task, data_key_of
 from patchssl.recipes import validate
 
 SUITES = Path(__file__).parents[2] / "configs" / "evaluate"
@@ -87,7 +88,7 @@ def test_files_and_names(tmp_path: Path) -> None:
     assert isinstance(task, KnnTask)
     assert task.k == (7,)
     assert (suite_name(str(path)), suite_name("quick")) == ("mine", "quick")
-    with pytest.raises(ConfigError, match="'quik' is neither a file nor a suite; suites: cifar10, demo, paper, quick"):
+    with pytest.raises(ConfigError, match="'quik' is neither a file nor a suite; suites: cifar10, demo, paper, photos, quick"):
         load_suite("quik")
     path.write_text("- task: knn\n")
     with pytest.raises(ConfigError, match="holds a list"):
@@ -104,7 +105,7 @@ def test_every_suite_is_valid_and_says_how_it_is_run_and_what_came_out(name: str
 
 
 def test_the_suites_of_the_package() -> None:
-    assert suite_names() == ["cifar10", "demo", "paper", "quick"]
+    assert suite_names() == ["cifar10", "demo", "paper", "photos", "quick"]
     assert {task.data for task in load_suite("quick").resolved()} == {"builtin"}
     assert {(task.task, task.data) for task in load_suite("paper").resolved()} == {
         *((task, data) for task in ("knn", "linear") for data in ("cifar10", "imagenet100", "imagenet1k")),
@@ -115,3 +116,39 @@ def test_the_suites_of_the_package() -> None:
     assert {task.task for task in load_suite("demo").resolved()} == {
         "knn", "linear", "copydetect", "retrieval", "correspondence",
     }  # fmt: skip
+
+
+def test_options_of_tasks_that_search() -> None:
+    config = {
+        "data": "d",
+        "tasks": [
+            {"task": "copydetect", "whitening_images": "w", "distractors": "x"},
+            {"task": "retrieval", "crop_queries": False, "distractors": "x"},
+            {"task": "retrieval", "protocol": "class"},
+            {"task": "correspondence", "kinds": ["flip"], "views": 2},
+        ],
+    }
+    copies, places, classes, patches = SuiteConfig.model_validate(config).resolved()
+    assert copies.how() == {"distractors": "x", "whitening": "w", "protocol": "dino"}
+    assert places.how() == {"protocol": "official", "crop_queries": "no", "distractors": "x"}
+    assert patches.options() == {"kinds": ("flip",), "views": 2}
+    for task in (copies, places, classes, patches):
+        check_task(task)
+    keys = [data_key_of(task) for task in (copies, places, classes, patches)]
+    assert [key.layout for key in keys] == ["copies", "revisited", "classes", "pictures"]
+    assert len({task.geometry() for task in (copies, places, classes, patches)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"task": "retrieval", "protocol": "class", "multiscale": True}, "takes no multiscale; allowed: tokens"),
+        ({"task": "retrieval", "protocol": "dine"}, "did you mean dino"),
+        ({"task": "copydetect", "protocol": "sccd"}, "did you mean sscd"),
+        ({"task": "correspondence", "protocol": "wraps"}, "did you mean warps"),
+    ],
+)
+def test_what_a_search_does_not_have_is_refused(task: dict[str, Any], message: str) -> None:
+    (resolved,) = SuiteConfig.model_validate({"data": "d", "tasks": [task]}).resolved()
+    with pytest.raises(ConfigError, match=message):
+        check_task(resolved)
