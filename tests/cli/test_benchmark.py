@@ -259,7 +259,7 @@ def test_a_suite_that_cannot_be_run_is_refused_before_anything_runs(
 
 def test_an_unknown_suite_lists_those_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", "--model", MEAN, "--suite", "quik"]) == 1
-    assert "'quik' is neither a file nor a suite; suites: cifar10, demo, paper, photos, quick" in capsys.readouterr().err
+    assert "'quik' is neither a file nor a suite; suites: cifar10, demo, paper, photos" in capsys.readouterr().err
 
 
 def test_help_teaches_and_needs_no_torch(repository: Path) -> None:

@@ -88,7 +88,7 @@ def test_files_and_names(tmp_path: Path) -> None:
     assert isinstance(task, KnnTask)
     assert task.k == (7,)
     assert (suite_name(str(path)), suite_name("quick")) == ("mine", "quick")
-    with pytest.raises(ConfigError, match="'quik' is neither a file nor a suite; suites: cifar10, demo, paper, photos, quick"):
+    with pytest.raises(ConfigError, match="'quik' is neither a file nor a suite; suites: cifar10, demo, paper, photos"):
         load_suite("quik")
     path.write_text("- task: knn\n")
     with pytest.raises(ConfigError, match="holds a list"):
