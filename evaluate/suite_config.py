@@ -12,6 +12,8 @@ from patchssl.pooling import parse_tokens
 from patchssl.recipes import SUITES, config_names, read_yaml, validate
 
 BUILTIN = "builtin"
+# Fields of tasks that name data besides those that are tested.
+FURTHER_DATA = ("distractors", "whitening_images")
 
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 CropFraction = Annotated[float, Field(gt=0, le=1)]
@@ -48,6 +50,11 @@ class Task(Section):
     def how(self) -> dict[str, str]:
         """What besides the name of the data decides how they are opened, further data sets among it."""
         return {}
+
+    def further_data(self) -> tuple[str, ...]:
+        """The names of the further data sets among that."""
+        fields = (getattr(self, name, None) for name in FURTHER_DATA)
+        return tuple(name for name in fields if name is not None)
 
     def geometry(self) -> tuple[Any, ...]:
         """What of the task decides how images come to the backbone; tasks that share it share a pass."""

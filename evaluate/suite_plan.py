@@ -9,13 +9,12 @@ from patchssl.backbones import Backbone, Preprocess
 from patchssl.backbones.floors import FAMILY, FLOORS, PREFIX, floor_preprocess
 from patchssl.evaluate.extraction import resolve_precision
 from patchssl.evaluate.results import Row, canonical_hash
-from patchssl.evaluate.suite_config import AnyTask
+from patchssl.evaluate.suite_config import FURTHER_DATA, AnyTask
 from patchssl.evaluate.suite_structs import PICTURES, Compute, DataKey, Opened
 from patchssl.evaluate.suite_tasks import data_key_of
 
 DETAILS = "benchmark"
 _UNTRAINED = "@random"
-_NAMES_OF_DATA = ("distractors", "whitening_images")
 _REGISTRIES = ("timm:", "torchvision:")
 
 
@@ -132,7 +131,7 @@ def key_of(task: AnyTask, backbone: Backbone, fingerprints: Mapping[str, str], c
     return canonical_hash(
         {
             "patchssl": __version__,
-            "task": task.model_dump(mode="json", exclude={"name", "data", "image_size", *_NAMES_OF_DATA}),
+            "task": task.model_dump(mode="json", exclude={"name", "data", "image_size", *FURTHER_DATA}),
             "data": dict(fingerprints),
             "weights": backbone.weights_sha256,
             "pooling": backbone.pooling,

@@ -183,7 +183,8 @@ def _checked_suite(source: str, places: Mapping[str, str], image_px: int | None)
     tasks = suite.resolved()
     for task in tasks:
         check_task(task)
-    names = list(dict.fromkeys(str(task.data) for task in tasks if task.data != BUILTIN))
+    named = [name for task in tasks for name in (str(task.data), *task.further_data())]
+    names = list(dict.fromkeys(name for name in named if name != BUILTIN))
     unknown = [name for name in places if name not in names]
     if unknown:
         allowed = f"it names {', '.join(names)}" if names else "it needs no data set besides the built-in images"

@@ -26,12 +26,14 @@ def open_suite_data(key: "DataKey", builtin: "Builtin", places: Mapping[str, str
     """
     from patchssl.data.synth.cache import cached_dataset
     from patchssl.evaluate.suite_config import BUILTIN
-    from patchssl.evaluate.suite_structs import Opened
 
     how = {name: value if name in _NO_DATA else places.get(value, value) for name, value in key.how}
     if key.name != BUILTIN:
+        path = places.get(key.name, key.name)
         try:
-            return _OPENERS[key.layout](Path(places.get(key.name, key.name)), how)
+            opened = _OPENERS[key.layout](Path(path), how)
+            # Rows call data what the suite calls them, not by a folder's name such as `val`.
+            return _named(opened, key.name) if key.name in places else opened
         except PatchsslError as error:
             hint = "" if key.name in places else f" (or say where it lies: --data {key.name}=PATH)"
             raise type(error)(f"{error}{hint}") from None
@@ -40,10 +42,18 @@ def open_suite_data(key: "DataKey", builtin: "Builtin", places: Mapping[str, str
     )
     opened = _OPENERS[key.layout](folder / _BUILTIN_PARTS[key.layout], how)
     told = f"{BUILTIN}: {builtin.num_images} images of {builtin.image_size} px, seed {builtin.seed}"
-    sources: dict[str, Any] = dict(opened.sources)
-    return Opened(
-        {part: replace(source, name=BUILTIN, location=told) for part, source in sources.items()}, opened.truth
-    )
+    return _named(opened, BUILTIN, told)
+
+
+def _named(opened: "Opened", name: str, location: str | None = None) -> "Opened":
+    sources = {part: _source_named(source, name, location) for part, source in opened.sources.items()}
+    return replace(opened, sources=sources)
+
+
+def _source_named(source: Any, name: str, location: str | None) -> Any:
+    if hasattr(source, "source"):  # what shows a part of another source goes by its name
+        return replace(source, source=_source_named(source.source, name, location))
+    return replace(source, name=name, location=location or source.location)
 
 
 # As for the single evaluations: the reference protocols ignore EXIF orientation.

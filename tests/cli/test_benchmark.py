@@ -200,7 +200,7 @@ def test_data_by_name_and_one_size_for_all(drawings: Path, tmp_path: Path, capsy
     more = ("--data", "photos=elsewhere", "--image-size", "16", "--format", "json", "--quiet", "--no-floors")
     assert main(command(MEAN, more=more)) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["dataset"]["name"] for row in rows] == ["elsewhere", "elsewhere"]
+    assert [row["dataset"]["name"] for row in rows] == ["photos", "elsewhere"]
     assert rows[0]["dataset"]["fingerprint"] == rows[1]["dataset"]["fingerprint"]
     assert [row["settings"]["image_px"] for row in rows] == [16, 16]
 

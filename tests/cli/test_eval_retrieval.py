@@ -186,9 +186,9 @@ def test_classes_of_folders_tables_and_features(
     table = tmp_path / "each.csv"
     assert row_of([*on_images(data), "--per-query", str(table)], capsys)["metrics"] == row["metrics"]
     with table.open(newline="") as file:
-        lines = list(csv.DictReader(file))
-    assert len(lines) == row["dataset"]["splits"]["queries"]
-    mean = sum(float(line["map"]) for line in lines) / len(lines)
+        outcomes = list(csv.DictReader(file))
+    assert len(outcomes) == row["dataset"]["splits"]["queries"]
+    mean = sum(float(outcome["map"]) for outcome in outcomes) / len(outcomes)
     assert mean == pytest.approx(row["metrics"]["map"]["value"])
     indexed = row_of([*on_images(data), "--index", "HNSW16,Flat"], capsys)
     assert indexed["details"]["index"]["recall@1"] > 0.9

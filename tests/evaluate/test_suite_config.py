@@ -152,3 +152,10 @@ def test_what_a_search_does_not_have_is_refused(task: dict[str, Any], message: s
     (resolved,) = SuiteConfig.model_validate({"data": "d", "tasks": [task]}).resolved()
     with pytest.raises(ConfigError, match=message):
         check_task(resolved)
+
+
+def test_further_data_are_named_and_change_no_key() -> None:
+    given = {"task": "copydetect", "distractors": "x", "whitening_images": "w"}
+    (copies,) = SuiteConfig.model_validate({"data": "d", "tasks": [given]}).resolved()
+    (knn,) = SuiteConfig.model_validate({"data": "d", "tasks": [{"task": "knn"}]}).resolved()
+    assert (copies.further_data(), knn.further_data()) == (("x", "w"), ())
