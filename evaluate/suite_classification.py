@@ -10,7 +10,7 @@ from patchssl.evaluate import few_shot, knn, leave_one_out, linear
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.results import Scored
 from patchssl.evaluate.suite_config import KnnTask, LinearTask, Task
-from patchssl.evaluate.suite_structs import LABELLED, PARTS, TEST, TRAIN, Compute, Material, Needs, own_options
+from patchssl.evaluate.suite_structs import LABELLED, PARTS, TEST, TRAIN, Compute, Material, Needs, at_size, own_options
 
 # Protocols of k-NN that have a module of their own; all others are those of `patchssl.evaluate.knn`.
 _OWN_MODULES = {"few-shot": few_shot, "leave-one-out": leave_one_out}
@@ -125,11 +125,6 @@ class Linear:
 
     def _trains_on_images(self, task: LinearTask) -> bool:
         return linear.PROTOCOLS[task.protocol].needs_images
-
-
-def at_size(task: Task, backbone: Backbone) -> Backbone:
-    """The backbone at the task's image size, or its own."""
-    return backbone if task.image_size is None else backbone.at_size(task.image_size)
 
 
 def choices_of(task: Task) -> dict[str, Any]:

@@ -8,7 +8,17 @@ from patchssl.evaluate import class_retrieval, copydetect, correspondence, retri
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.results import Scored
 from patchssl.evaluate.suite_config import CopyDetectTask, CorrespondenceTask, RetrievalTask
-from patchssl.evaluate.suite_structs import CLASSES, COPIES, PICTURES, REVISITED, Compute, Material, Needs, own_options
+from patchssl.evaluate.suite_structs import (
+    CLASSES,
+    COPIES,
+    PICTURES,
+    REVISITED,
+    Compute,
+    Material,
+    Needs,
+    at_size,
+    own_options,
+)
 
 _OF_PLACES = ("tokens", "multiscale", "crop_queries", "distractors")
 
@@ -65,7 +75,8 @@ class Retrieval:
     def prepare(self, task: RetrievalTask, backbone: Backbone) -> Backbone:
         """With the protocol's geometry."""
         if not self._of_places(task):
-            return class_retrieval.prepare(backbone, task.protocol, image_size=task.image_size)
+            # As for the other classifications: the suite has chosen the crop.
+            return at_size(task, backbone)
         return retrieval.prepare(backbone, task.protocol, image_size=task.image_size, multiscale=task.multiscale)
 
     def needs(self, task: RetrievalTask, backbone: Backbone, parts: tuple[str, ...]) -> Needs:

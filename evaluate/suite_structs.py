@@ -103,3 +103,8 @@ class Material:
 def own_options(task: Task) -> list[str]:
     """The fields that a kind of task has besides those of all tasks."""
     return [name for name in type(task).model_fields if name not in Task.model_fields]
+
+
+def at_size(task: Task, backbone: Backbone) -> Backbone:
+    """The backbone at the task's image size, or its own."""
+    return backbone if task.image_size is None else backbone.at_size(task.image_size)

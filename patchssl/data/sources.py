@@ -33,7 +33,7 @@ def open_unlabelled(path: str | os.PathLike[str], *, apply_exif: bool = True) ->
     ids = tuple(_walk(data))
     if not ids:
         raise DataError(f"{data} holds no image files{_contents(data)}; suffixes read: {_suffixes()}")
-    return FileSource(data, ids, None, (), data.resolve().name, str(path), apply_exif)
+    return FileSource(data, ids, None, (), _name_of(data), str(path), apply_exif)
 
 
 def open_labelled(path: str | os.PathLike[str], *, apply_exif: bool = True) -> dict[str, ImageSource]:
@@ -128,6 +128,13 @@ def class_folders(data: Path, folders: Mapping[str, str], *, apply_exif: bool) -
     return parts
 
 
+def _name_of(data: Path) -> str:
+    """The folder's name, behind that of the data set if it is a part of one: cifar10-val for cifar10/val."""
+    folder = data.resolve()
+    is_part = folder.name in ("train", *TEST_FOLDERS) and folder.parent.name
+    return f"{folder.parent.name}-{folder.name}" if is_part else folder.name
+
+
 def _test_folder(data: Path) -> Path | None:
     return next((data / name for name in TEST_FOLDERS if (data / name).is_dir()), None)
 
@@ -154,7 +161,7 @@ def _by_class(
     """Images whose class is the first folder of their path."""
     number = {name: index for index, name in enumerate(classes)}
     labels = np.array([number[Path(name).parts[0]] for name in ids], dtype=np.int64)
-    return FileSource(folder, ids, labels, classes, data.resolve().name, location, apply_exif)
+    return FileSource(folder, ids, labels, classes, _name_of(data), location, apply_exif)
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:

@@ -43,7 +43,7 @@ def test_data_are_called_what_the_suite_calls_them(drawn: Path) -> None:
     (named,) = open_suite_data(DataKey("mine", "classes"), DRAWN, {"mine": path}).sources.values()
     assert (named.name, named.location) == ("mine", path)
     (by_path,) = open_suite_data(DataKey(path, "classes"), DRAWN, {}).sources.values()
-    assert by_path.name == "val"
+    assert by_path.name == "folder-val"
 
 
 def test_queries_are_cut_as_protocol_or_task_say(drawn: Path) -> None:

@@ -371,3 +371,15 @@ def test_who_has_no_splits_learns_of_leave_one_out(tmp_path: Path) -> None:
         open_labelled(tmp_path)
     with pytest.raises(DataError, match=r"\(missing: split\); images without splits are for .* leave-one-out"):
         open_labelled(write_csv(tmp_path / "t.csv", "path,label\na/1.png,x\n"))
+
+
+def test_a_part_of_a_data_set_bears_the_name_of_both(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            folder = tmp_path / "birds" / part / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(folder / "1.png")
+    assert open_classes(tmp_path / "birds" / "val").name == "birds-val"
+    assert open_unlabelled(tmp_path / "birds" / "train").name == "birds-train"
+    assert open_unlabelled(tmp_path / "birds").name == "birds"
+    assert open_labelled(tmp_path / "birds")["test"].name == "birds"
