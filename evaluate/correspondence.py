@@ -79,6 +79,7 @@ def score_images(
     views: int | None = None,
     kinds: Sequence[str] | None = None,
     max_images: int | None = None,
+    noise: float = 0.0,
     batch_size: int = 64,
     num_workers: int = 0,
     precision: str = "auto",
@@ -97,6 +98,7 @@ def score_images(
         views: pairs of views of each image and kind; this and the following by the protocol where they are None.
         kinds: of warps, keys of `patchssl.warps.KINDS`.
         max_images: use as many at most, drawn by the seed.
+        noise: standard deviation of what is added to every view by itself, of the range from black to white.
         batch_size: views in a forward pass; with the two that follow it changes the number by rounding only.
         num_workers: processes that decode and warp; 0 does it in this one.
         precision: `auto`, `fp32`, `bf16` or `fp16` of the forward pass.
@@ -113,6 +115,8 @@ def score_images(
     for name, number in (("views", num_pairs), ("max_images", max_images), ("batch_size", batch_size)):
         if number is not None and number < 1:
             raise ConfigError(f"{name} is {number}; it must be at least 1")
+    if not 0 <= noise <= 1:
+        raise ConfigError(f"noise is {noise}; allowed: 0 to 1, its standard deviation from black to white")
     chosen = choose_kinds(defaults.kinds if kinds is None else kinds)
     images = choose_images(len(source), max_images, seed=seed)
     grid, resolved = patch_grid(backbone), resolve_precision(precision, backbone.device)
@@ -125,6 +129,7 @@ def score_images(
         num_pairs=num_pairs,
         pairs_per_step=max(1, batch_size // (1 + len(chosen))),
         seed=seed,
+        noise=noise,
     )
     tally = Tally(images, chosen, defaults.radii)
     _fill(tally, backbone, pairs, grid, _Loading(batch_size, num_workers, resolved, max_bad_fraction), progress)
@@ -134,6 +139,7 @@ def score_images(
         "kinds": list(chosen),
         "views": num_pairs,
         "grid": list(grid),
+        **({"noise": noise} if noise else {}),
         **({"max_images": len(images), "images_drawn_by": seed} if len(images) < len(source) else {}),
     }
     return _make_row(defaults, backbone, source, tally, meaning, resolved, time.perf_counter() - start, seed)

@@ -157,6 +157,7 @@ class CorrespondenceTask(Task):
     views: Count | None = Field(None, description="pairs of views of each image and kind of warp")
     kinds: tuple[str, ...] | None = Field(None, description="of warps; null: all")
     max_images: Count | None = Field(None, description="use as many at most, drawn by the seed")
+    noise: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="added to every view by itself")
 
     def geometry(self) -> tuple[Any, ...]:
         """Nothing is shared with other tasks: views are cut anew."""

@@ -39,7 +39,7 @@ RECOLOURING = PhotometricSettings(
 LEAST_PX = 16
 
 # Apart from the streams of pretraining and of linear probes.
-_GEOMETRY, _COLOUR = 1 << 21, (1 << 21) + 1
+_GEOMETRY, _COLOUR, _NOISE = 1 << 21, (1 << 21) + 1, (1 << 21) + 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,7 @@ class WarpedPairs:
         num_pairs: int,
         pairs_per_step: int,
         seed: int,
+        noise: float = 0.0,
     ) -> None:
         """Keep what is needed to make any step.
 
@@ -86,10 +87,11 @@ class WarpedPairs:
             side: of the views, px.
             num_pairs: how many first views each image has.
             pairs_per_step: first views in a step.
-            seed: of geometry and colours.
+            seed: of geometry, colours and noise.
+            noise: standard deviation of what is added to every value of every view by itself, of the range of values.
         """
         self.source, self.kinds, self.side, self.seed = source, tuple(kinds), side, seed
-        self.images, self.num_pairs, self.pairs_per_step = images, num_pairs, pairs_per_step
+        self.images, self.num_pairs, self.pairs_per_step, self.noise = images, num_pairs, pairs_per_step, noise
 
     def __len__(self) -> int:
         return -(-len(self.images) * self.num_pairs // self.pairs_per_step)
@@ -125,6 +127,8 @@ class WarpedPairs:
         # (B, V, side, side, 3) -> (B, V, 3, side, side)
         views = torch.from_numpy(pixels[kept]).permute(0, 1, 4, 2, 3).contiguous()
         self._recolour(views, keys[kept])
+        if self.noise:
+            self._disturb(views, keys[kept])
         return WarpedViews(views, torch.from_numpy(matrices[kept])), keys[kept], bad
 
     def _read(self, index: int) -> Image.Image:
@@ -151,6 +155,17 @@ class WarpedPairs:
             if KINDS[name].recolour and len(keys):
                 changed = augment(as_float(views[:, view]), RECOLOURING, seed=self.seed, keys=keys, stream=_COLOUR)
                 views[:, view] = changed.mul_(255).round_().to(torch.uint8)
+
+    def _disturb(self, views: Tensor, keys: SampleKeys) -> None:
+        """Add noise to the views (B, V, 3, side, side) uint8, to each its own whatever the others are, in place."""
+        names = list(KINDS)
+        numbers = [0, *(1 + names.index(name) for name in self.kinds)]
+        for row, (index, pair) in enumerate(zip(keys.index.tolist(), keys.epoch.tolist(), strict=True)):
+            for view, number in enumerate(numbers):
+                generator = np.random.default_rng([self.seed, _NOISE, index, pair, number])
+                added = generator.normal(scale=255 * self.noise, size=views.shape[2:])
+                disturbed = np.rint(views[row, view].numpy() + added).clip(0, 255).astype(np.uint8)
+                views[row, view] = torch.from_numpy(disturbed)
 
 
 def render(image: Image.Image, matrix: NDArray[np.float64], side: int) -> NDArray[np.uint8]:

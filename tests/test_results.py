@@ -17,18 +17,24 @@ def rows(repository: Path) -> list[Row]:
     return list(found)
 
 
-@pytest.mark.parametrize("name", ["README.md", "results/README.md"])
-def test_texts_show_the_table_of_the_rows_as_they_are(
-    name: str, repository: Path, capsys: pytest.CaptureFixture[str]
+def blocks_in(text: str) -> list[tuple[list[str], str]]:
+    """The tables of a text, each after the names of the data sets that it shows."""
+    found = re.findall(r"<!-- results:([^\n]+?) -->\n(.*?)\n<!-- end -->", text, flags=re.DOTALL)
+    return [(names.split(), table.strip()) for names, table in found]
+
+
+@pytest.mark.parametrize(("name", "num_blocks"), [("README.md", 1), ("results/README.md", 3)])
+def test_texts_show_the_tables_of_the_rows_as_they_are(
+    name: str, num_blocks: int, repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = str(repository / "results" / "rows")
-    command = ["results", "table", "--results", directory, "--dataset", "cifar10", "--cost", "--format", "markdown"]
-    assert main(command) == 0
-    rendered = capsys.readouterr().out.strip()
-    text = (repository / name).read_text(encoding="utf-8")
-    found = re.search(r"<!-- results:cifar10 -->\n(.*?)\n<!-- end -->", text, flags=re.DOTALL)
-    assert found is not None
-    assert found[1].strip() == rendered
+    blocks = blocks_in((repository / name).read_text(encoding="utf-8"))
+    assert len(blocks) == num_blocks
+    for datasets, table in blocks:
+        chosen = [word for dataset in datasets for word in ("--dataset", dataset)]
+        cost = ["--cost"] if datasets == ["cifar10"] else []
+        assert main(["results", "table", "--results", directory, *chosen, *cost, "--format", "markdown"]) == 0
+        assert capsys.readouterr().out.strip() == table
 
 
 def test_training_beats_the_untrained_network_by_more_than_chance(rows: list[Row]) -> None:

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 RECIPE = SUITE = "demo"
 NUM_IMAGES = 4000
 IMAGE_SIZE_PX = 64
+NOISE_PER_DIFFICULTY = 0.1
 # Where the data sets of the suite lie below the images.
 PLACES = {"folder": "folder", "val": "folder/val", "copydays": "copydays", "revisited": "revisited"}
 
@@ -96,7 +97,13 @@ def demo(
     named = " ".join(f"--data {name}={path}" for name, path in places.items())
     logger.info("3/3  patchssl benchmark --no-cost --suite %s --model %s %s", SUITE, run, named)
     found, failures = _evaluate(
-        run, places, device=device, seed=seed, results=None if no_record else results, quiet=quiet
+        run,
+        places,
+        difficulty=difficulty,
+        device=device,
+        seed=seed,
+        results=None if no_record else results,
+        quiet=quiet,
     )
     show(found, results, output_format, cost=False)
     report([*failures, *found.failures], len(found.rows))
@@ -129,14 +136,19 @@ def _pretrain(images: Path, run: Path, *, seed: int, device: str, quiet: bool) -
 
 
 def _evaluate(
-    run: Path, places: dict[str, str], *, device: str, seed: int, results: Path | None, quiet: bool
+    run: Path, places: dict[str, str], *, difficulty: float, device: str, seed: int, results: Path | None, quiet: bool
 ) -> "tuple[Found, list[Failure]]":
     from patchssl.evaluate.suite import Setting, run_suite
     from patchssl.evaluate.suite_config import load_suite
     from patchssl.evaluate.suite_plan import open_data, plan
 
     suite = load_suite(SUITE)
-    groups = plan(suite.resolved())
+    # What covers the images moves with them from view to view, so that more of it would only tell patches apart.
+    noise = min(1.0, NOISE_PER_DIFFICULTY * max(0.0, difficulty - 1))
+    tasks = [
+        task.model_copy(update={"noise": noise}) if task.task == "correspondence" else task for task in suite.resolved()
+    ]
+    groups = plan(tasks)
     data, failures = open_data(groups, lambda key: open_suite_data(key, suite.builtin, places))
     compute = ComputeOptions(
         device=device, precision="auto", workers=usable_workers(), batch_size=64, max_bad_fraction=0.0

@@ -72,6 +72,14 @@ def _names(context: click.Context, option: click.Parameter, value: str | None) -
     help="Use at most N images, drawn by --seed.",
 )
 @click.option(
+    "--noise",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    metavar="S",
+    help="Noise that is added to every view by itself: its standard deviation, of the range from black to white.",
+)
+@click.option(
     "--per-image",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
@@ -92,6 +100,7 @@ def correspondence(
     views: int | None,
     kinds: tuple[str, ...] | None,
     max_images: int | None,
+    noise: float,
     per_image: Path | None,
     model_options: ModelOptions,
     compute: ComputeOptions,
@@ -142,6 +151,7 @@ def correspondence(
         views=views,
         kinds=kinds,
         max_images=max_images,
+        noise=noise,
         seed=seed,
         quiet=quiet,
     )
@@ -165,6 +175,7 @@ def _score(
     views: int | None,
     kinds: tuple[str, ...] | None,
     max_images: int | None,
+    noise: float,
     seed: int,
     quiet: bool,
 ) -> "Scored":
@@ -185,6 +196,7 @@ def _score(
             views=views,
             kinds=kinds,
             max_images=max_images,
+            noise=noise,
             batch_size=compute.batch_size,
             num_workers=compute.workers,
             precision=compute.precision,

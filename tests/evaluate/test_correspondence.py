@@ -256,3 +256,21 @@ def test_vision_transformers_and_networks_of_stages(spec: str, grid: list[int]) 
         prepare(load_backbone(spec), image_size=64), noise(8), precision="fp32", views=2, batch_size=5, num_workers=1
     )
     assert metrics(again) == pytest.approx(metrics(scored), abs=0.01)
+
+
+def test_noise_takes_what_pixels_tell_down_to_chance() -> None:
+    rows = [score_images(COLOURS, noise(), views=2, noise=amount).row for amount in (0.0, 0.2, 1.0)]
+    values = [row.metrics["acc_at_0.5"].value for row in rows]
+    pixels = [row.details["raw_patches"]["acc_at_0.5"] for row in rows]
+    assert values[0] > values[1] > values[2]
+    assert pixels[0] > pixels[1] > pixels[2]
+    assert pixels[2] == pytest.approx(rows[2].details["chance"]["acc_at_0.5"], abs=0.06)
+    assert "noise" not in rows[0].settings
+    assert rows[1].settings["noise"] == 0.2
+    assert len({row.comparability for row in rows}) == 3
+
+
+@pytest.mark.parametrize("amount", [-0.1, 1.5])
+def test_noise_out_of_range(amount: float) -> None:
+    with pytest.raises(ConfigError, match="allowed: 0 to 1"):
+        score_images(COLOURS, noise(), noise=amount)

@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,11 +28,11 @@ def pairs(
     images: ArraySource | None = None,
     kinds: Sequence[str] = tuple(KINDS),
     places: Sequence[int] | None = None,
-    **changed: int,
+    **changed: Any,
 ) -> WarpedPairs:
     of = source() if images is None else images
     chosen = np.arange(len(of)) if places is None else np.array(places)
-    settings = {"side": VIEW, "num_pairs": 2, "pairs_per_step": 3, "seed": 5, **changed}
+    settings: dict[str, Any] = {"side": VIEW, "num_pairs": 2, "pairs_per_step": 3, "seed": 5, **changed}
     return WarpedPairs(of, chosen, kinds, **settings)
 
 
@@ -174,3 +175,19 @@ def test_what_cannot_be_read_or_is_too_small_is_left_out(tmp_path: Path) -> None
     views, keys, bad = nothing[0]
     assert views.pixels.shape == (0, 3, 3, VIEW, VIEW)
     assert (len(keys), len(bad)) == (0, 2)
+
+
+def test_noise_is_each_views_own_and_as_strong_as_asked_for() -> None:
+    grey = ArraySource(np.full((3, 40, 56, 3), 128, np.uint8), ("a", "b", "c"), None, (), "grey", "grey")
+    noisy = by_unit(pairs(grey, ("crop", "flip"), noise=0.1))
+    views = torch.stack([pixels for pixels, _ in noisy.values()]).flatten(0, 1).float() - 128  # (6 * 3, 3, h, w)
+    assert views.std().item() == pytest.approx(25.5, rel=0.02)
+    alike = torch.corrcoef(views.flatten(1)).fill_diagonal_(0)
+    assert alike.abs().max() < 0.15
+    for key, (pixels, _) in by_unit(pairs(grey, ("flip",), noise=0.1, pairs_per_step=1)).items():
+        torch.testing.assert_close(pixels, noisy[key][0][[0, 2]], rtol=0, atol=0)
+
+
+def test_without_noise_views_are_as_they_were() -> None:
+    for (pixels, _), (silent, _) in zip(by_unit(pairs()).values(), by_unit(pairs(noise=0.0)).values(), strict=True):
+        assert torch.equal(pixels, silent)
