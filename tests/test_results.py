@@ -54,7 +54,7 @@ def test_rows_name_no_place_of_a_machine(rows: list[Row]) -> None:
 
 def test_committed_rows_keep_their_ids(repository: Path, rows: list[Row]) -> None:
     # Outcomes and comparisons name rows by their ids, so that no change of the code may change one.
-    assert [row.id for row in rows][:2] == ["f95caae2b04f", "854a2f27ff81"]
+    assert [row.id for row in rows if row.task == "knn"][:2] == ["f95caae2b04f", "854a2f27ff81"]
     assert len({row.id for row in rows}) == len(rows)
     for row in rows:
         assert parse_row(row.to_json().encode()).id == row.id
