@@ -17,6 +17,7 @@ Value = TypeVar("Value")
 # Torchrun ends the others when one fails, so that waiting needs no limit of its own: one may score for hours.
 _TIMEOUT = timedelta(days=30)
 _POLL_S = 0.02
+_LET_GO_S = 0.1
 
 
 class FailedElsewhereError(PatchsslError):
@@ -36,6 +37,9 @@ def process_group() -> Iterator[None]:
     try:
         yield
     finally:
+        # A message counts as passed on before gloo's thread has let go of it. Were the group's last reference that one,
+        # the thread would have to wait for its own end, and the process would abort.
+        time.sleep(_LET_GO_S)
         dist.destroy_process_group()
 
 
