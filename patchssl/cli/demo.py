@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 RECIPE = SUITE = "demo"
 NUM_IMAGES = 4000
 IMAGE_SIZE_PX = 64
-NOISE_PER_DIFFICULTY = 0.1
+# Of the views of correspondence, where the difficulty is above 1: measured so that the score falls from there on.
+LEAST_NOISE, NOISE_PER_DIFFICULTY = 0.2, 0.1
 # Where the data sets of the suite lie below the images.
 PLACES = {"folder": "folder", "val": "folder/val", "copydays": "copydays", "revisited": "revisited"}
 
@@ -144,7 +145,7 @@ def _evaluate(
 
     suite = load_suite(SUITE)
     # What covers the images moves with them from view to view, so that more of it would only tell patches apart.
-    noise = min(1.0, NOISE_PER_DIFFICULTY * max(0.0, difficulty - 1))
+    noise = min(1.0, LEAST_NOISE + NOISE_PER_DIFFICULTY * (difficulty - 1)) if difficulty > 1 else 0.0
     tasks = [
         task.model_copy(update={"noise": noise}) if task.task == "correspondence" else task for task in suite.resolved()
     ]

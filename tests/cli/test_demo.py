@@ -54,9 +54,13 @@ def test_it_trains_and_shows_both_networks_side_by_side(tmp_path: Path, capsys: 
 
 
 @pytest.mark.usefixtures("small")
-def test_difficulty_reaches_the_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_difficulty_reaches_images_and_views(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    noise = []
     for name, more in (("usual", ()), ("harder", ("--difficulty", "5"))):
-        assert main(["demo", "--quiet", "--no-record", "--output", name, *more]) == 0
+        assert main(["demo", "--quiet", "--no-record", "--format", "json", "--output", name, *more]) == 0
+        rows = json.loads(capsys.readouterr().out)
+        noise.append(next(row["settings"].get("noise") for row in rows if row["task"] == "correspondence"))
+    assert noise == [None, pytest.approx(0.6)]
     first = next(iter(sorted((tmp_path / "usual" / "images" / "folder" / "train").rglob("*.png"))))
     other = tmp_path / "harder" / first.relative_to(tmp_path / "usual")
     assert other.read_bytes() != first.read_bytes()
