@@ -26,9 +26,9 @@ from patchssl.evaluate.class_positives import Positives, own_rows
 from patchssl.evaluate.factory import FLAT, SearchResult, search
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.full_ranking import full_ranks
+from patchssl.evaluate.outcomes import Scored
 from patchssl.evaluate.ranking import average_precision, r_precision, ranks_in_list, recall_at
 from patchssl.evaluate.ranking_chance import average_precision_by_chance, r_precision_by_chance, recall_by_chance
-from patchssl.evaluate.results import Scored
 from patchssl.evaluate.scoring import make_row
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from patchssl.errors import DataError
 from patchssl.evaluate.metrics import bootstrap_means, percentile_interval
-from patchssl.evaluate.results import Metric, Outcomes, Row
+from patchssl.evaluate.outcomes import Outcomes
+from patchssl.evaluate.results import Metric, Row
 
 LEVEL = 0.95
 _STANDARD_ERRORS = 1.959963984540054  # from the mean to either end of a 95 % interval of a normal distribution

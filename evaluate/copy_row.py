@@ -23,7 +23,7 @@ from patchssl.evaluate.copy_candidates import (
 )
 from patchssl.evaluate.copy_protocols import CopyMetrics, CopyProtocol
 from patchssl.evaluate.features import Features
-from patchssl.evaluate.results import Scored
+from patchssl.evaluate.outcomes import Scored
 from patchssl.evaluate.scoring import make_row
 
 TASK = "copydetect"

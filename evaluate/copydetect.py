@@ -18,7 +18,7 @@ from patchssl.evaluate.copy_protocols import PROTOCOLS, named_protocol
 from patchssl.evaluate.copy_row import CopyResult, make_copy_row
 from patchssl.evaluate.factory import FLAT, search
 from patchssl.evaluate.features import Features
-from patchssl.evaluate.results import Scored
+from patchssl.evaluate.outcomes import Scored
 from patchssl.evaluate.score_normalisation import ScoreNormalisation
 
 __all__ = ["PROTOCOLS", "evaluate", "prepare", "score"]

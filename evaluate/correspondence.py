@@ -24,8 +24,8 @@ from patchssl.data.loader import BadImages, iterate
 from patchssl.errors import ConfigError, DataError
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.forward import forward, resolve_precision
+from patchssl.evaluate.outcomes import Scored
 from patchssl.evaluate.patch_rating import FLOORS, FOUND, Tally, metric_name, rate
-from patchssl.evaluate.results import Scored
 from patchssl.evaluate.scoring import make_row
 from patchssl.evaluate.warp_protocols import PROTOCOLS, WarpProtocol, choose_images, choose_kinds, find_protocol
 from patchssl.evaluate.warped_pairs import WarpedPairs

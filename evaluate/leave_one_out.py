@@ -18,7 +18,7 @@ from patchssl.evaluate.features import Features
 from patchssl.evaluate.index import CosineIndex
 from patchssl.evaluate.metrics import KnnHits
 from patchssl.evaluate.neighbours import KnnProtocol, Voters, check_temperature, choose_ks, classify, metric_values
-from patchssl.evaluate.results import Scored
+from patchssl.evaluate.outcomes import Scored
 from patchssl.evaluate.scoring import make_row
 
 logger = logging.getLogger(__name__)

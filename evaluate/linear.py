@@ -29,7 +29,7 @@ from patchssl.evaluate.linear_protocols import (
     scaled_rate,
     settle,
 )
-from patchssl.evaluate.results import Scored
+from patchssl.evaluate.outcomes import Scored
 from patchssl.evaluate.scoring import make_row
 
 __all__ = ["GIVEN", "PROTOCOLS", "needed_tokens", "score", "score_images"]

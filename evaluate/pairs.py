@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from patchssl.errors import ConfigError, DataError
 from patchssl.evaluate.columns import Column, columns_of, data_key, differing, newest
 from patchssl.evaluate.comparison import Difference, compare
-from patchssl.evaluate.results import Outcomes, Row
+from patchssl.evaluate.outcomes import Outcomes
+from patchssl.evaluate.results import Row
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from patchssl.atomic import replacing
 from patchssl.errors import DataError
-from patchssl.evaluate.results import Outcomes
+from patchssl.evaluate.outcomes import Outcomes
 from patchssl.evaluate.revisited_ranks import DIFFICULTIES, RankedQueries
 
 COLUMNS = ("query", "difficulty", "num_positives", "ap", "p_at_1", "p_at_5", "p_at_10", "first_ranks")

@@ -27,8 +27,8 @@ from patchssl.evaluate.alignment import name_of
 from patchssl.evaluate.checks import check_parts
 from patchssl.evaluate.factory import FLAT
 from patchssl.evaluate.features import Features
+from patchssl.evaluate.outcomes import Scored
 from patchssl.evaluate.ranking import precision_at_revisited, trapezoid_ap
-from patchssl.evaluate.results import Scored
 from patchssl.evaluate.revisited_ranks import DIFFICULTIES, RankedQueries, rank_queries
 from patchssl.evaluate.scoring import make_row
 

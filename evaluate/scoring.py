@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from patchssl.environment import environment
 from patchssl.evaluate.features import Features, dataset_of, meta_part, model_of
 from patchssl.evaluate.metrics import TOP_N, bootstrap_interval
-from patchssl.evaluate.results import NOT_COMPARED, Metric, Outcomes, Row, Scored, comparability, now
+from patchssl.evaluate.outcomes import Outcomes, Scored
+from patchssl.evaluate.results import NOT_COMPARED, Metric, Row, comparability, now
 
 
 def make_row(

@@ -7,7 +7,8 @@ from typing import Any
 
 from patchssl.backbones import Backbone
 from patchssl.evaluate.features import Features
-from patchssl.evaluate.results import Row, Scored
+from patchssl.evaluate.outcomes import Scored
+from patchssl.evaluate.results import Row
 from patchssl.evaluate.suite_config import AnyTask
 from patchssl.evaluate.suite_plan import (
     DETAILS,

@@ -8,7 +8,7 @@ from typing import Any
 from patchssl.backbones import Backbone
 from patchssl.evaluate import few_shot, knn, leave_one_out, linear
 from patchssl.evaluate.features import Features
-from patchssl.evaluate.results import Scored
+from patchssl.evaluate.outcomes import Scored
 from patchssl.evaluate.suite_config import KnnTask, LinearTask, Task
 from patchssl.evaluate.suite_structs import LABELLED, PARTS, TEST, TRAIN, Compute, Material, Needs, at_size, own_options
 

@@ -6,7 +6,7 @@ from typing import Any
 from patchssl.backbones import Backbone
 from patchssl.evaluate import class_retrieval, copydetect, correspondence, retrieval
 from patchssl.evaluate.features import Features
-from patchssl.evaluate.results import Scored
+from patchssl.evaluate.outcomes import Scored
 from patchssl.evaluate.suite_config import CopyDetectTask, CorrespondenceTask, RetrievalTask
 from patchssl.evaluate.suite_structs import (
     CLASSES,

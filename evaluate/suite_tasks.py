@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from patchssl.backbones import Backbone
 from patchssl.errors import ConfigError
-from patchssl.evaluate.results import Scored
+from patchssl.evaluate.outcomes import Scored
 from patchssl.evaluate.suite_classification import Knn, Linear
 from patchssl.evaluate.suite_config import (
     AnyTask,

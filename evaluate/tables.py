@@ -21,8 +21,9 @@ from patchssl.evaluate.columns import (
     selected_by_test,
 )
 from patchssl.evaluate.comparison import compare_metric
+from patchssl.evaluate.outcomes import Outcomes
 from patchssl.evaluate.published import Published
-from patchssl.evaluate.results import Outcomes, Row
+from patchssl.evaluate.results import Row
 
 logger = logging.getLogger(__name__)
 

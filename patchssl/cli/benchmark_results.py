@@ -12,7 +12,8 @@ from patchssl.cli.tables import print_table
 from patchssl.errors import PatchsslError
 
 if TYPE_CHECKING:
-    from patchssl.evaluate.results import Outcomes, Row
+    from patchssl.evaluate.outcomes import Outcomes
+    from patchssl.evaluate.results import Row
     from patchssl.evaluate.suite import Result
     from patchssl.evaluate.suite_plan import Failure
 
@@ -36,7 +37,7 @@ class Found:
 
 def collect(results: "Iterable[Result]", directory: Path | None) -> Found:
     """Record results as they come, and keep what came."""
-    from patchssl.evaluate.results import record
+    from patchssl.evaluate.outcomes import record
     from patchssl.evaluate.suite import Skipped
     from patchssl.evaluate.suite_plan import Failure
 
@@ -68,7 +69,7 @@ def show(found: Found, directory: Path, output_format: str, *, cost: bool) -> No
         output_format: as in `patchssl.cli.tables.print_table`.
         cost: with parameters, GFLOPs and images/s.
     """
-    from patchssl.evaluate.results import read_outcomes
+    from patchssl.evaluate.outcomes import read_outcomes
     from patchssl.evaluate.tables import build_table
 
     if output_format == "json":

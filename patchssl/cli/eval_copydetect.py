@@ -105,7 +105,7 @@ def copydetect(
     from_files = _check_usage(context, data, model, choices, model_options)
 
     from patchssl.evaluate.copy_row import make_copy_row, write_per_query
-    from patchssl.evaluate.results import record
+    from patchssl.evaluate.outcomes import record
 
     start = time.perf_counter()
     options = {

@@ -17,7 +17,8 @@ from patchssl.cli.text_tables import aligned, markdown
 from patchssl.errors import DataError
 
 if TYPE_CHECKING:
-    from patchssl.evaluate.results import Outcomes, Row, Scored
+    from patchssl.evaluate.outcomes import Outcomes, Scored
+    from patchssl.evaluate.results import Row
 
 PROTOCOLS = ("warps",)
 KINDS = ("crop", "scale", "flip", "perspective", "colour", "all")
@@ -140,7 +141,7 @@ def correspondence(
     if not is_reporting():
         return  # one process does it all
 
-    from patchssl.evaluate.results import record
+    from patchssl.evaluate.outcomes import record
 
     scored = _score(
         data,

@@ -23,7 +23,7 @@ from patchssl.cli.processes import evaluation_process, is_reporting
 if TYPE_CHECKING:
     from patchssl.data.images import ImageSource
     from patchssl.evaluate.features import Features
-    from patchssl.evaluate.results import Scored
+    from patchssl.evaluate.outcomes import Scored
 
 LEAVE_ONE_OUT, FEW_SHOT = "leave-one-out", "few-shot"
 PROTOCOLS = ("dino", "dinov2", LEAVE_ONE_OUT, FEW_SHOT)
@@ -131,7 +131,7 @@ def knn(
     if model is not None:
         model_options.check(model)
 
-    from patchssl.evaluate.results import record
+    from patchssl.evaluate.outcomes import record
 
     start = time.perf_counter()
     if from_files:

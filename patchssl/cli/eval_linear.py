@@ -22,7 +22,7 @@ from patchssl.cli.output import print_row
 from patchssl.cli.processes import evaluation_process, is_reporting
 
 if TYPE_CHECKING:
-    from patchssl.evaluate.results import Scored
+    from patchssl.evaluate.outcomes import Scored
 
 # The options of protocols, under the names that they have on the command line.
 _FLAGS = {
@@ -159,7 +159,7 @@ def linear(
         model_options.check(model)
     _check_options(protocol, options, checkpoint)
 
-    from patchssl.evaluate.results import record
+    from patchssl.evaluate.outcomes import record
 
     if from_files:
         assert train_features is not None

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from patchssl.data.images import ImageSource
     from patchssl.data.revisited_truth import RevisitedTruth
     from patchssl.evaluate.features import Features
-    from patchssl.evaluate.results import Scored
+    from patchssl.evaluate.outcomes import Scored
 
 # What only the retrieval of places has.
 _OF_PLACES = (
@@ -108,7 +108,7 @@ def retrieval(
     if model is not None:
         model_options.check(model)
 
-    from patchssl.evaluate.results import record
+    from patchssl.evaluate.outcomes import record
 
     start = time.perf_counter()
     if from_files:

@@ -69,8 +69,8 @@ def table(
     from patchssl.cli.tables import print_table
     from patchssl.errors import DataError
     from patchssl.evaluate.columns import newest
+    from patchssl.evaluate.outcomes import read_outcomes
     from patchssl.evaluate.published import matching, read_published
-    from patchssl.evaluate.results import read_outcomes
     from patchssl.evaluate.tables import ALL, HEADLINE, build_table
 
     try:

@@ -20,7 +20,7 @@ from patchssl.data.sources import open_labelled
 from patchssl.evaluate.extraction import extract
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.linear import PROTOCOLS, needed_tokens, score, score_images
-from patchssl.evaluate.results import Scored
+from patchssl.evaluate.outcomes import Scored
 
 MOST_POINTS, LEAST_RATIO = 0.5, 20
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from patchssl.cli.main import main
-from patchssl.evaluate.results import Outcomes, Row, Scored, append_row, record
+from patchssl.evaluate.outcomes import Outcomes, Scored, record
+from patchssl.evaluate.results import Row, append_row
 
 MakeRow = Callable[..., Row]
 Run = Callable[..., tuple[str, str]]

@@ -13,7 +13,8 @@ from patchssl.evaluate.comparison import (
     paired_difference,
     unpaired_difference,
 )
-from patchssl.evaluate.results import Metric, Outcomes, Row
+from patchssl.evaluate.outcomes import Outcomes
+from patchssl.evaluate.results import Metric, Row
 
 MakeRow = Callable[..., Row]
 

@@ -8,7 +8,7 @@ from patchssl.data.groundtruth import Pairs, Predictions
 from patchssl.errors import ConfigError, DataError
 from patchssl.evaluate.copy_predictions import evaluate_predictions
 from patchssl.evaluate.copy_row import make_copy_row
-from patchssl.evaluate.results import Scored
+from patchssl.evaluate.outcomes import Scored
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "disc_micro_ap.json"
 

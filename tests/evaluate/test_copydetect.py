@@ -16,7 +16,7 @@ from patchssl.evaluate.copy_protocols import PROTOCOLS, protocol_for
 from patchssl.evaluate.copy_row import write_per_query
 from patchssl.evaluate.copydetect import evaluate, prepare, score
 from patchssl.evaluate.features import Features
-from patchssl.evaluate.results import Scored
+from patchssl.evaluate.outcomes import Scored
 from patchssl.evaluate.score_normalisation import ScoreNormalisation
 
 NUM, DIM = 30, 24

@@ -13,7 +13,8 @@ from patchssl.errors import ConfigError, DataError, TrainingError
 from patchssl.evaluate.extraction import extract
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.linear import GIVEN, PROTOCOLS, needed_tokens, score, score_images
-from patchssl.evaluate.results import Row, Scored
+from patchssl.evaluate.outcomes import Scored
+from patchssl.evaluate.results import Row
 
 QUICK: Mapping[str, dict[str, Any]] = {"dinov2": {"iterations": 60, "learning_rates": (0.01, 0.1, 1.0)}, "logistic": {}}
 

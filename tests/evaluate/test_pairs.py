@@ -5,8 +5,9 @@ import pytest
 
 from patchssl.errors import ConfigError, DataError
 from patchssl.evaluate.comparison import paired_difference
+from patchssl.evaluate.outcomes import Outcomes
 from patchssl.evaluate.pairs import compare_models
-from patchssl.evaluate.results import Outcomes, Row
+from patchssl.evaluate.results import Row
 
 MakeRow = Callable[..., Row]
 A, B = np.arange(100) >= 40, np.arange(100) >= 48  # right on the last 60 and 52 images

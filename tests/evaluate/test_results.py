@@ -8,19 +8,8 @@ import numpy as np
 import pytest
 
 from patchssl.errors import DataError
-from patchssl.evaluate.results import (
-    Metric,
-    Outcomes,
-    Row,
-    Scored,
-    append_row,
-    canonical_hash,
-    comparability,
-    parse_row,
-    read_outcomes,
-    read_rows,
-    record,
-)
+from patchssl.evaluate.outcomes import Outcomes, Scored, read_outcomes, record
+from patchssl.evaluate.results import Metric, Row, append_row, canonical_hash, comparability, parse_row, read_rows
 
 KEYS = [
     "schema",

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from patchssl.evaluate.features import Features
-from patchssl.evaluate.results import Metric, Scored
+from patchssl.evaluate.outcomes import Scored
+from patchssl.evaluate.results import Metric
 from patchssl.evaluate.scoring import chance, make_row
 
 PART = Features(np.eye(4, dtype=np.float32), np.array([7, 7, 9, 30]), np.array(list("abcd")))

@@ -16,7 +16,8 @@ from patchssl.errors import ConfigError, DataError
 from patchssl.evaluate import suite_classification
 from patchssl.evaluate.extraction import extract, resolve_precision
 from patchssl.evaluate.features import Features
-from patchssl.evaluate.results import Row, Scored
+from patchssl.evaluate.outcomes import Scored
+from patchssl.evaluate.results import Row
 from patchssl.evaluate.scoring import make_row
 from patchssl.evaluate.suite import Result, Setting, Skipped, run_suite
 from patchssl.evaluate.suite_config import AnyTask, SuiteConfig

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from patchssl.errors import ConfigError, DataError
-from patchssl.evaluate.results import Outcomes, Row
+from patchssl.evaluate.outcomes import Outcomes
+from patchssl.evaluate.results import Row
 from patchssl.evaluate.tables import Table, build_table
 
 MakeRow = Callable[..., Row]
