@@ -155,12 +155,12 @@ def score(
         protocol: one of PROTOCOLS.
         features_s: how long computing the features took.
         device: where they were computed.
-        seed: of the bootstrap intervals, and what fresh weights were drawn from.
+        seed: of the bootstrap intervals, of a trained index, and what fresh weights were drawn from.
         options: the others of `evaluate`.
 
     Raises:
         ConfigError: as `evaluate`.
         DataError: as `evaluate`.
     """
-    result = evaluate(features, truth, protocol=protocol, **options)
+    result = evaluate(features, truth, protocol=protocol, seed=seed, **options)
     return make_copy_row(result, features_s=features_s, device=device, seed=seed)

@@ -44,6 +44,7 @@ class Setting:
         load: SPEC → backbone.
         extract: images by part, a backbone, tokens by part → features by part and tokens.
         compute: how.
+        own_geometry: whether models keep the crops that they were made for, in the place of the protocols'.
         cost: backbone → what to keep of its cost, or None.
         done: rows that need not be made again, by their key.
         announce: told before each task, for instance `task 3 of 8: knn (dino) on cifar10, timm:resnet18`.
@@ -54,6 +55,7 @@ class Setting:
     load: Callable[[str], Backbone]
     extract: Callable[[Sources, Backbone, Needs], Mapping[str, Mapping[str, Features]]]
     compute: Compute
+    own_geometry: bool = False
     cost: Callable[[Backbone], Mapping[str, Any]] | None = None
     done: Mapping[str, Row] = field(default_factory=dict)
     announce: Callable[[str], None] = lambda text: None
@@ -93,7 +95,7 @@ def _run_model(spec: str, groups: Sequence[Group], runner: "_Runner", beside: Fl
         return
     for group in groups:
         try:
-            sized = prepare(group.tasks[0], backbone)
+            sized = prepare(group.tasks[0], backbone, own_geometry=runner.setting.own_geometry)
         except Exception as error:
             yield runner.fail(group.tasks, spec, error)
             continue

@@ -16,7 +16,7 @@ from patchssl.evaluate.suite_config import (
     RetrievalTask,
 )
 from patchssl.evaluate.suite_search import CopyDetect, Correspondence, Retrieval
-from patchssl.evaluate.suite_structs import Compute, DataKey, Material, Needs
+from patchssl.evaluate.suite_structs import Compute, DataKey, Material, Needs, at_size
 
 
 class Evaluation(Protocol):
@@ -84,13 +84,22 @@ def data_key_of(task: AnyTask) -> DataKey:
     return DataKey(task.data, _of(task).layout(task), tuple(task.how().items()))
 
 
-def prepare(task: AnyTask, backbone: Backbone) -> Backbone:
+def prepare(task: AnyTask, backbone: Backbone, *, own_geometry: bool = False) -> Backbone:
     """The backbone for images as the task takes them.
 
+    Args:
+        task: which.
+        backbone: as it was loaded.
+        own_geometry: keep its crops, at the task's image size.
+
     Raises:
-        ConfigError: it does not take such images.
+        ConfigError: it does not take such images, or the task asks for scales that its own crops have not.
     """
-    return _of(task).prepare(task, backbone)
+    if not own_geometry:
+        return _of(task).prepare(task, backbone)
+    if task.options().get("multiscale"):
+        raise ConfigError(f"{task.name}: a model's own crops have one scale; leave multiscale out, or their geometry")
+    return at_size(task, backbone)
 
 
 def needs_of(task: AnyTask, backbone: Backbone, parts: tuple[str, ...]) -> Needs:

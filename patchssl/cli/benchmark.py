@@ -109,7 +109,7 @@ def benchmark(
 
     The images are gone through once for each model, data set and image size, whatever the number of tasks. Each result
     is recorded as soon as it is there. When a task fails the others go on; at the end there is a line for each failure,
-    and the exit code is 1. --image-size and --crop-fraction hold for all tasks.
+    and the exit code is 1. --image-size holds for all tasks, --crop-fraction for those that crop.
 
     \b
     Examples:
@@ -143,6 +143,7 @@ def benchmark(
         ),
         extract=extractor(compute, quiet=quiet),
         compute=suite_compute(compute, seed, quiet=quiet),
+        own_geometry=model_options.preprocess == "model",
         cost=cost_measurer(compute) if cost else None,
         done=rows_by_key(_rows_in(results)) if skip_done else {},
         announce=logger.info,

@@ -30,7 +30,7 @@ from patchssl.evaluate.suite_plan import (
     untrained_twin,
 )
 from patchssl.evaluate.suite_structs import Compute, DataKey, Needs, Opened, Sources
-from patchssl.evaluate.suite_tasks import check_task, needs_of
+from patchssl.evaluate.suite_tasks import check_task, needs_of, prepare
 from patchssl.recipes import validate
 
 COMPUTE = Compute(device="cpu", precision="auto", num_workers=0, batch_size=8, max_bad_fraction=0.0, seed=0)
@@ -252,6 +252,18 @@ def test_data_that_cannot_be_opened_fail_their_tasks_once_for_all_models(lab: La
     results = lab.run(tasks, ["A", "B"], data=data)
     assert len(rows_of(results)) == 2
     assert lab.said[-1].startswith("task 2 of 2")
+
+
+def test_models_may_keep_their_own_crops() -> None:
+    copies, scales = tasks_of(
+        {"task": "copydetect", "image_size": 64}, {"task": "retrieval", "multiscale": True, "name": "scales"}
+    )
+    model = backbone("A", image_px=32, resize_px=40)
+    assert prepare(copies, model).preprocess.fit == "squash"
+    own = prepare(copies, model, own_geometry=True).preprocess
+    assert (own.fit, own.image_px, own.resize_px) == ("crop", 64, 80)
+    with pytest.raises(ConfigError, match="one scale"):
+        prepare(scales, model, own_geometry=True)
 
 
 def test_floors_stand_in_the_columns_of_the_models(lab: Lab) -> None:
