@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchssl.errors import DataError
-from patchssl.evaluate.blocks import non_finite_rows
 from patchssl.evaluate.features import Features, meta_part
+from patchssl.evaluate.search.blocks import non_finite_rows
 
 logger = logging.getLogger(__name__)
 

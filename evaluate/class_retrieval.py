@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from patchssl.backbones import Backbone
 from patchssl.errors import ConfigError, DataError
 from patchssl.evaluate.checks import check_features, check_parts
-from patchssl.evaluate.class_positives import Positives, own_rows
-from patchssl.evaluate.factory import FLAT, SearchResult, search
 from patchssl.evaluate.features import Features
-from patchssl.evaluate.full_ranking import full_ranks
 from patchssl.evaluate.outcomes import Scored
-from patchssl.evaluate.ranking import average_precision, r_precision, ranks_in_list, recall_at
-from patchssl.evaluate.ranking_chance import average_precision_by_chance, r_precision_by_chance, recall_by_chance
+from patchssl.evaluate.queries.class_positives import Positives, own_rows
 from patchssl.evaluate.scoring import make_row
+from patchssl.evaluate.search.chance import average_precision_by_chance, r_precision_by_chance, recall_by_chance
+from patchssl.evaluate.search.factory import FLAT, SearchResult, search
+from patchssl.evaluate.search.full_ranking import full_ranks
+from patchssl.evaluate.search.ranking import average_precision, r_precision, ranks_in_list, recall_at
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def evaluate(
         queries: (Q, D) with labels; None to search with each image of the gallery among the others.
         index: `Flat` ranks the whole gallery; any other FAISS factory finds `depth` neighbours, and what is right and
             not among them counts as never found.
-        index_parameters: of its search, as `patchssl.evaluate.factory.search` takes them.
+        index_parameters: of its search, as `patchssl.evaluate.search.factory.search` takes them.
         depth: of an approximate index.
         seed: of an index that is trained.
 

@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 from patchssl.backbones import Backbone
 from patchssl.data.copy_truth import CopyTruth
 from patchssl.evaluate.checks import check_parts
-from patchssl.evaluate.copy_candidates import Candidates, candidates_of_neighbours, exact_cosines
-from patchssl.evaluate.copy_descriptors import Descriptors, make_descriptors
-from patchssl.evaluate.copy_places import Places, check_distractors, place_positives
-from patchssl.evaluate.copy_plan import DISTRACTORS, QUERIES, REFERENCES, TRAINING, make_plan
-from patchssl.evaluate.copy_protocols import PROTOCOLS, named_protocol
-from patchssl.evaluate.copy_row import CopyResult, make_copy_row
-from patchssl.evaluate.factory import FLAT, search
+from patchssl.evaluate.copies.candidates import Candidates, candidates_of_neighbours, exact_cosines
+from patchssl.evaluate.copies.descriptors import Descriptors, make_descriptors
+from patchssl.evaluate.copies.places import Places, check_distractors, place_positives
+from patchssl.evaluate.copies.plan import DISTRACTORS, QUERIES, REFERENCES, TRAINING, make_plan
+from patchssl.evaluate.copies.protocols import PROTOCOLS, named_protocol
+from patchssl.evaluate.copies.row import CopyResult, make_copy_row
+from patchssl.evaluate.copies.score_normalisation import ScoreNormalisation
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.outcomes import Scored
-from patchssl.evaluate.score_normalisation import ScoreNormalisation
+from patchssl.evaluate.search.factory import FLAT, search
 
 __all__ = ["PROTOCOLS", "evaluate", "prepare", "score"]
 
@@ -60,8 +60,8 @@ def evaluate(
         whitening: `uncentred`, `centred` or `none`.
         normalise_scores: take from scores what a query's nearest training images score.
         normalisation: how; of None as SSCD does.
-        index: how the database is searched, as `patchssl.evaluate.factory.search` has it; trained on the training
-            images where they are needed anyway, else on the database.
+        index: how the database is searched, as `patchssl.evaluate.search.factory.search` has it; trained on the
+            training images where they are needed anyway, else on the database.
         index_parameters: of the search.
         told: further settings for the row, such as how the ground truth names images.
         seed: of samples that an index is trained on.

@@ -2,9 +2,9 @@
 
 Two views of an image are made with known geometry (`patchssl.warps`), and every patch of the first whose centre the
 second shows too is looked for there by the cosine of the last block's tokens. The accuracy within t is the share of
-patches for which the patch found lies at most t patches from the truth (`patchssl.evaluate.patch_hits`); of an image it
-is that of all its patches, and images count alike. Beside it stand, for the same patches: what a patch drawn by chance
-gives, what the same place of the grid gives, and what the patches' pixels give (averaged to 4 x 4, by cosine).
+patches for which the patch found lies at most t patches from the truth (`patchssl.evaluate.patches.hits`); of an image
+it is that of all its patches, and images count alike. Beside it stand, for the same patches: what a patch drawn by
+chance gives, what the same place of the grid gives, and what the patches' pixels give (averaged to 4 x 4, by cosine).
 """
 
 import logging
@@ -22,13 +22,13 @@ from patchssl.backbones import Backbone
 from patchssl.data.images import ImageSource
 from patchssl.data.loader import BadImages, iterate
 from patchssl.errors import ConfigError, DataError
+from patchssl.evaluate.extracting.forward import forward, resolve_precision
 from patchssl.evaluate.features import Features
-from patchssl.evaluate.forward import forward, resolve_precision
 from patchssl.evaluate.outcomes import Scored
-from patchssl.evaluate.patch_rating import FLOORS, FOUND, Tally, metric_name, rate
+from patchssl.evaluate.patches.protocols import PROTOCOLS, WarpProtocol, choose_images, choose_kinds, find_protocol
+from patchssl.evaluate.patches.rating import FLOORS, FOUND, Tally, metric_name, rate
+from patchssl.evaluate.patches.warped_pairs import WarpedPairs
 from patchssl.evaluate.scoring import make_row
-from patchssl.evaluate.warp_protocols import PROTOCOLS, WarpProtocol, choose_images, choose_kinds, find_protocol
-from patchssl.evaluate.warped_pairs import WarpedPairs
 from patchssl.pooling import parse_tokens
 
 __all__ = ["PROTOCOLS", "patch_grid", "prepare", "score_images"]

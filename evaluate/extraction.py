@@ -16,11 +16,11 @@ from patchssl.backbones import Backbone
 from patchssl.data.crops import CropBatch
 from patchssl.data.images import ImageSource
 from patchssl.errors import ConfigError, DataError, PatchsslError
-from patchssl.evaluate.feature_key import feature_key
+from patchssl.evaluate.extracting.feature_key import feature_key
+from patchssl.evaluate.extracting.forward import compute_shards, plan_work, resolve_precision
+from patchssl.evaluate.extracting.shards import Lacking, ShardSet
+from patchssl.evaluate.extracting.store import SHARD_IMAGES, FeatureStore, Shelf
 from patchssl.evaluate.features import Features, PatchFeatures
-from patchssl.evaluate.forward import compute_shards, plan_work, resolve_precision
-from patchssl.evaluate.shards import Lacking, ShardSet
-from patchssl.evaluate.store import SHARD_IMAGES, FeatureStore, Shelf
 from patchssl.pooling import Part, parse_tokens
 
 __all__ = ["Extraction", "extract", "resolve_precision"]

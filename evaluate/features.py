@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from patchssl.atomic import replacing
 from patchssl.errors import DataError
-from patchssl.evaluate.mapped import map_array
 from patchssl.evaluate.results import canonical_hash
+from patchssl.evaluate.search.mapped import map_array
 
 
 @dataclass(frozen=True, eq=False, slots=True)

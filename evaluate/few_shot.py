@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from patchssl.errors import ConfigError
 from patchssl.evaluate.checks import check_features, check_pair, place_labels, warn_of_leaks
 from patchssl.evaluate.features import Features
-from patchssl.evaluate.index import CosineIndex
 from patchssl.evaluate.metrics import two_way_interval
 from patchssl.evaluate.neighbours import KnnProtocol, Voters, check_temperature, classify, metric_values
 from patchssl.evaluate.outcomes import Scored
 from patchssl.evaluate.scoring import make_row
+from patchssl.evaluate.search.index import CosineIndex
 
 logger = logging.getLogger(__name__)
 

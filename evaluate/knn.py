@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from patchssl.errors import ConfigError, DataError
 from patchssl.evaluate.checks import Targets, check_features, check_pair, place_labels, warn_of_leaks
 from patchssl.evaluate.features import Features
-from patchssl.evaluate.index import CosineIndex
 from patchssl.evaluate.metrics import KnnHits
 from patchssl.evaluate.neighbours import KnnProtocol, Voters, check_temperature, choose_ks, classify, metric_values
 from patchssl.evaluate.outcomes import Scored
 from patchssl.evaluate.scoring import make_row
+from patchssl.evaluate.search.index import CosineIndex
 
 PROTOCOLS = {name: KnnProtocol(name=name) for name in ("dino", "dinov2")}
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from patchssl.errors import DataError
 from patchssl.evaluate.checks import check_features, check_ids
 from patchssl.evaluate.features import Features
-from patchssl.evaluate.index import CosineIndex
 from patchssl.evaluate.metrics import KnnHits
 from patchssl.evaluate.neighbours import KnnProtocol, Voters, check_temperature, choose_ks, classify, metric_values
 from patchssl.evaluate.outcomes import Scored
 from patchssl.evaluate.scoring import make_row
+from patchssl.evaluate.search.index import CosineIndex
 
 logger = logging.getLogger(__name__)
 

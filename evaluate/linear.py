@@ -6,9 +6,7 @@ without it, and their number stands beside it under a name that says so.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +14,13 @@ from numpy.typing import NDArray
 from patchssl.backbones import Backbone
 from patchssl.data.images import ImageSource
 from patchssl.errors import ConfigError, DataError
-from patchssl.evaluate.augmented_probe import Loading, Recipe, train_on_crops
-from patchssl.evaluate.cached_probes import Outcome, regress, sweep
 from patchssl.evaluate.checks import Targets, check_features, check_ids, check_pair, place_labels
 from patchssl.evaluate.extraction import resolve_precision
 from patchssl.evaluate.features import Features, meta_part
-from patchssl.evaluate.linear_protocols import (
+from patchssl.evaluate.outcomes import Scored
+from patchssl.evaluate.probes.augmented import Loading, Recipe, train_on_crops
+from patchssl.evaluate.probes.cached import Outcome, regress, sweep
+from patchssl.evaluate.probes.protocols import (
     PROTOCOLS,
     feature_sets,
     find_protocol,
@@ -29,13 +28,9 @@ from patchssl.evaluate.linear_protocols import (
     scaled_rate,
     settle,
 )
-from patchssl.evaluate.outcomes import Scored
-from patchssl.evaluate.scoring import make_row
+from patchssl.evaluate.probes.row import GIVEN, make_linear_row
 
 __all__ = ["GIVEN", "PROTOCOLS", "needed_tokens", "score", "score_images"]
-
-#: In the place of a choice of tokens: features from a file, taken whole, whatever they are of.
-GIVEN = "given"
 
 
 def score(
@@ -91,7 +86,7 @@ def score(
         outcome = sweep(train_part, test_part, targets, sets, options, device=device, seed=seed)
     else:
         outcome = regress(train_part, test_part, targets, options, seed=seed)
-    return _make_row(
+    return make_linear_row(
         protocol,
         train_part,
         test_part,
@@ -197,7 +192,7 @@ def score_images(
             "test_selected": ["top1_best_epoch_on_test"],
         },
     )
-    return _make_row(
+    return make_linear_row(
         protocol,
         _without_unreadable(train_part, probe.num_unreadable),
         test_part,
@@ -251,52 +246,3 @@ def _without_unreadable(part: Features, num: int) -> Features:
     """The same for the images that could be read; which ones is not kept."""
     dataset = {**meta_part(part, "dataset"), "num_unreadable": num}
     return Features(part.features[num:], None, None, {**part.meta, "dataset": dataset})
-
-
-def _make_row(
-    protocol: str,
-    train: Features,
-    test: Features,
-    outcome: Outcome,
-    *,
-    tokens: str,
-    chosen: bool,
-    num_unknown: int,
-    seconds: Mapping[str, float],
-    device: str,
-    seed: int,
-) -> Scored:
-    """Put a row together.
-
-    Which tokens a protocol reads differs with the width and depth of the backbone; rows of several backbones remain
-    comparable as long as it was the protocol's choice.
-    """
-    about = find_protocol(protocol)
-    settings = meta_part(test, "settings")
-    meaning = {
-        "features": about.features,
-        "augmentation": about.augmentation,
-        "selection": about.selection,
-        **outcome.meaning,
-    }
-    told: dict[str, Any] = {"num_unknown_class": num_unknown}
-    if tokens == GIVEN:
-        meaning["features"] = "from files"
-    else:
-        settings.pop("token", None)
-        told["tokens"] = tokens
-        if chosen:
-            meaning["features"] = tokens
-    return make_row(
-        task="linear",
-        protocol=protocol,
-        parts={"train": train, "test": replace(test, meta={**test.meta, "settings": settings})},
-        values=outcome.values,
-        headline="top1",
-        meaning={name: list(value) if isinstance(value, tuple) else value for name, value in meaning.items()},
-        settings=told,
-        seconds=seconds,
-        device=device,
-        seed=seed,
-        details=outcome.details,
-    )

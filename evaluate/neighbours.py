@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchssl.errors import ConfigError
-from patchssl.evaluate.index import CosineIndex
 from patchssl.evaluate.metrics import KnnHits, knn_hits
+from patchssl.evaluate.search.index import CosineIndex
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ asked for, `official` makes the descriptor of each scale a unit vector before th
 code does, and `dino` does not.
 
 The ranking is of the whole database, since precision at a place and the area under the curve depend on every place: a
-list of k neighbours gives other numbers. AP is the area of trapezoids, `patchssl.evaluate.ranking.trapezoid_ap`.
+list of k neighbours gives other numbers. AP is the area of trapezoids, `patchssl.evaluate.search.ranking.trapezoid_ap`.
 """
 
 import logging
@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from patchssl.backbones import Backbone
 from patchssl.data.revisited_truth import RevisitedTruth
 from patchssl.errors import ConfigError, DataError
-from patchssl.evaluate.alignment import name_of
 from patchssl.evaluate.checks import check_parts
-from patchssl.evaluate.factory import FLAT
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.outcomes import Scored
-from patchssl.evaluate.ranking import precision_at_revisited, trapezoid_ap
-from patchssl.evaluate.revisited_ranks import DIFFICULTIES, RankedQueries, rank_queries
+from patchssl.evaluate.queries.alignment import name_of
+from patchssl.evaluate.queries.revisited_ranks import DIFFICULTIES, RankedQueries, rank_queries
 from patchssl.evaluate.scoring import make_row
+from patchssl.evaluate.search.factory import FLAT
+from patchssl.evaluate.search.ranking import precision_at_revisited, trapezoid_ap
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,8 @@ def score(
         protocol: one of PROTOCOLS.
         crop_queries: whether the queries were cut to their boxes; None where nobody knows, as of features of others.
         index: `Flat` ranks the whole database; any other FAISS factory finds `depth` neighbours.
-        index_parameters: of the search in an approximate index, as `patchssl.evaluate.factory.search` takes them.
+        index_parameters: of the search in an approximate index, as `patchssl.evaluate.search.factory.search` takes
+            them.
         depth: of an approximate index.
         features_s: how long computing the features took.
         device: where they were computed.

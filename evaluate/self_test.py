@@ -19,10 +19,10 @@ from patchssl.errors import ConfigError
 from patchssl.evaluate.extraction import extract
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.suite import Setting, run_suite
-from patchssl.evaluate.suite_config import SuiteConfig
-from patchssl.evaluate.suite_plan import Failure, plan
-from patchssl.evaluate.suite_structs import Compute, Needs, Opened, Sources
-from patchssl.evaluate.suite_tasks import data_key_of
+from patchssl.evaluate.suites.config import SuiteConfig
+from patchssl.evaluate.suites.plan import Failure, plan
+from patchssl.evaluate.suites.structs import Compute, Needs, Opened, Sources
+from patchssl.evaluate.suites.tasks import data_key_of
 
 OK, FAILED, REFUSED = "ok", "failed", "refused"
 NUM_IMAGES = 20

@@ -9,8 +9,8 @@ from patchssl.backbones import Backbone
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.outcomes import Scored
 from patchssl.evaluate.results import Row
-from patchssl.evaluate.suite_config import AnyTask
-from patchssl.evaluate.suite_plan import (
+from patchssl.evaluate.suites.config import AnyTask
+from patchssl.evaluate.suites.plan import (
     DETAILS,
     Failure,
     Floors,
@@ -20,8 +20,8 @@ from patchssl.evaluate.suite_plan import (
     name_of,
     num_tasks,
 )
-from patchssl.evaluate.suite_structs import Compute, DataKey, Material, Needs, Opened, Sources
-from patchssl.evaluate.suite_tasks import needs_of, prepare, score_task
+from patchssl.evaluate.suites.structs import Compute, DataKey, Material, Needs, Opened, Sources
+from patchssl.evaluate.suites.tasks import needs_of, prepare, score_task
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,7 @@ def test_recipes_are_found_by_name(
 def test_published_figures_are_found(
     place: str, repository: Path, installed_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    code = "from patchssl.evaluate.published import read_published; print(len(read_published()))"
+    code = "from patchssl.evaluate.comparing.published import read_published; print(len(read_published()))"
     in_checkout = place == "checkout"
     done = run(code, cwd=repository if in_checkout else tmp_path, env=None if in_checkout else installed_environment)
     assert done.returncode == 0, done.stderr

@@ -24,7 +24,7 @@ from patchssl.cli.suite_run import cost_measurer, extractor, suite_compute
 
 if TYPE_CHECKING:
     from patchssl.evaluate.results import Row
-    from patchssl.evaluate.suite_config import SuiteConfig
+    from patchssl.evaluate.suites.config import SuiteConfig
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +126,8 @@ def benchmark(
     options = _options_of(specs, model_options)
 
     from patchssl.evaluate.suite import Setting, run_suite
-    from patchssl.evaluate.suite_config import suite_name
-    from patchssl.evaluate.suite_plan import open_data, plan, rows_by_key
+    from patchssl.evaluate.suites.config import suite_name
+    from patchssl.evaluate.suites.plan import open_data, plan, rows_by_key
 
     suite = _checked_suite(suite_source, places, model_options.image_size)
     crop_fraction = model_options.crop_fraction or suite.crop_fraction
@@ -175,8 +175,8 @@ def _options_of(specs: Sequence[str], given: ModelOptions) -> dict[str, ModelOpt
 
 def _checked_suite(source: str, places: Mapping[str, str], image_px: int | None) -> "SuiteConfig":
     """The suite, after everything has been refused that can be told from it and the command line."""
-    from patchssl.evaluate.suite_config import BUILTIN, load_suite
-    from patchssl.evaluate.suite_tasks import check_task
+    from patchssl.evaluate.suites.config import BUILTIN, load_suite
+    from patchssl.evaluate.suites.tasks import check_task
 
     suite = load_suite(source)
     if image_px is not None:

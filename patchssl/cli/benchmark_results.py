@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from patchssl.evaluate.outcomes import Outcomes
     from patchssl.evaluate.results import Row
     from patchssl.evaluate.suite import Result
-    from patchssl.evaluate.suite_plan import Failure
+    from patchssl.evaluate.suites.plan import Failure
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def collect(results: "Iterable[Result]", directory: Path | None) -> Found:
     """Record results as they come, and keep what came."""
     from patchssl.evaluate.outcomes import record
     from patchssl.evaluate.suite import Skipped
-    from patchssl.evaluate.suite_plan import Failure
+    from patchssl.evaluate.suites.plan import Failure
 
     found = Found()
     try:
@@ -69,8 +69,8 @@ def show(found: Found, directory: Path, output_format: str, *, cost: bool) -> No
         output_format: as in `patchssl.cli.tables.print_table`.
         cost: with parameters, GFLOPs and images/s.
     """
+    from patchssl.evaluate.comparing.tables import build_table
     from patchssl.evaluate.outcomes import read_outcomes
-    from patchssl.evaluate.tables import build_table
 
     if output_format == "json":
         print_rows(found.rows, output_format)

@@ -10,8 +10,8 @@ import click
 from patchssl.cli.text_tables import aligned, markdown
 
 if TYPE_CHECKING:
-    from patchssl.evaluate.comparison import Difference
-    from patchssl.evaluate.pairs import Comparison, Comparisons
+    from patchssl.evaluate.comparing.comparison import Difference
+    from patchssl.evaluate.comparing.pairs import Comparison, Comparisons
 
 _SMALLEST_P = 0.001
 
@@ -20,7 +20,7 @@ def print_comparisons(found: "Comparisons", output_format: str) -> None:
     """Print what two models have in common.
 
     Args:
-        found: of `patchssl.evaluate.pairs.compare_models`.
+        found: of `patchssl.evaluate.comparing.pairs.compare_models`.
         output_format: `table` and `markdown` show percent and points; `json`, one object with the lists `compared` (a
             record for each metric) and `refused`, and `csv`, a line for each metric, hold fractions.
     """

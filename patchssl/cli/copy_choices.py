@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from patchssl.evaluate.score_normalisation import ScoreNormalisation
+    from patchssl.evaluate.copies.score_normalisation import ScoreNormalisation
 
 WHITENINGS = ("uncentred", "centred", "none")
 QUERY_SETS = ("dev", "final")
@@ -74,7 +74,7 @@ class CopyChoices:
         }
 
     def _normalisation(self) -> "ScoreNormalisation | None":
-        from patchssl.evaluate.score_normalisation import ScoreNormalisation
+        from patchssl.evaluate.copies.score_normalisation import ScoreNormalisation
 
         given: dict[str, Any] = {} if self.beta is None else {"beta": self.beta}
         if self.neighbours is not None:

@@ -26,7 +26,7 @@ from patchssl.cli.suite_run import extractor, suite_compute
 
 if TYPE_CHECKING:
     from patchssl.cli.benchmark_results import Found
-    from patchssl.evaluate.suite_plan import Failure
+    from patchssl.evaluate.suites.plan import Failure
 
 logger = logging.getLogger(__name__)
 
@@ -140,8 +140,8 @@ def _evaluate(
     run: Path, places: dict[str, str], *, difficulty: float, device: str, seed: int, results: Path | None, quiet: bool
 ) -> "tuple[Found, list[Failure]]":
     from patchssl.evaluate.suite import Setting, run_suite
-    from patchssl.evaluate.suite_config import load_suite
-    from patchssl.evaluate.suite_plan import open_data, plan
+    from patchssl.evaluate.suites.config import load_suite
+    from patchssl.evaluate.suites.plan import open_data, plan
 
     suite = load_suite(SUITE)
     # What covers the images moves with them from view to view, so that more of it would only tell patches apart.

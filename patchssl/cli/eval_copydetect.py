@@ -27,7 +27,7 @@ from patchssl.cli.processes import evaluation_process, is_reporting
 
 if TYPE_CHECKING:
     from patchssl.backbones import Backbone
-    from patchssl.evaluate.copy_row import CopyResult
+    from patchssl.evaluate.copies.row import CopyResult
 
 PROTOCOLS = ("dino", "sscd", "disc21", "generic")
 _FEATURES = ("query_features", "reference_features", "ground_truth")
@@ -104,7 +104,7 @@ def copydetect(
     choices = CopyChoices(**chosen)
     from_files = _check_usage(context, data, model, choices, model_options)
 
-    from patchssl.evaluate.copy_row import make_copy_row, write_per_query
+    from patchssl.evaluate.copies.row import make_copy_row, write_per_query
     from patchssl.evaluate.outcomes import record
 
     start = time.perf_counter()
@@ -183,14 +183,14 @@ def _flags(names: Sequence[str]) -> str:
 
 def _protocol_of_file(blocks: Mapping[str, str], protocol: str | None) -> str:
     """A ground truth with blocks is scored as Copydays is, one without as queries of one's own."""
-    from patchssl.evaluate.copy_protocols import protocol_for
+    from patchssl.evaluate.copies.protocols import protocol_for
 
     return protocol_for("copydays" if blocks else "generic", protocol).name
 
 
 def _of_predictions(choices: CopyChoices, protocol: str | None) -> "CopyResult":
     from patchssl.data.groundtruth import read_groundtruth, read_predictions
-    from patchssl.evaluate.copy_predictions import evaluate_predictions
+    from patchssl.evaluate.copies.predictions import evaluate_predictions
 
     assert choices.predictions is not None
     assert choices.ground_truth is not None
@@ -236,11 +236,11 @@ def _of_images(
 ) -> "CopyResult | None":
     """The result; None in processes that do not report."""
     from patchssl.data.copy_data import layout_of, open_copies
-    from patchssl.evaluate.copy_plan import make_plan
-    from patchssl.evaluate.copy_protocols import protocol_for
+    from patchssl.evaluate.copies.plan import make_plan
+    from patchssl.evaluate.copies.protocols import protocol_for
     from patchssl.evaluate.copydetect import evaluate
-    from patchssl.evaluate.factory import check_factory
     from patchssl.evaluate.features import load_features
+    from patchssl.evaluate.search.factory import check_factory
     from patchssl.pooling import parse_tokens
 
     chosen = protocol_for(layout_of(path), protocol)

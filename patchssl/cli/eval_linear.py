@@ -184,7 +184,7 @@ def linear(
 
 def _check_options(protocol: str, options: dict[str, Any], checkpoint: Path | None) -> None:
     """Refuse options that have no effect in a protocol, before anything is read."""
-    from patchssl.evaluate.linear_protocols import PROTOCOLS, foreign_option
+    from patchssl.evaluate.probes.protocols import PROTOCOLS, foreign_option
 
     foreign = foreign_option(protocol, options)
     if foreign is not None:

@@ -262,7 +262,7 @@ def _score(
     crop_queries: bool | None,
     **about: Any,
 ) -> "Scored":
-    from patchssl.evaluate.query_table import write_outcome_table, write_query_table
+    from patchssl.evaluate.queries.tables import write_outcome_table, write_query_table
 
     if truth is None:
         from patchssl.evaluate import class_retrieval

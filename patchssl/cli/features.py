@@ -11,8 +11,8 @@ from patchssl.cli.processes import Terminated
 if TYPE_CHECKING:
     from patchssl.backbones import Backbone
     from patchssl.data.images import ImageSource
+    from patchssl.evaluate.extracting.store import FeatureStore
     from patchssl.evaluate.features import Features
-    from patchssl.evaluate.store import FeatureStore
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def compute_features(
     Returns:
         part → tokens → features; in the other processes part → nothing.
     """
-    from patchssl.evaluate.store import FeatureStore
+    from patchssl.evaluate.extracting.store import FeatureStore
 
     store = None if compute.cache is None else FeatureStore(compute.cache)
     try:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from patchssl.evaluate.tables import Table
+    from patchssl.evaluate.comparing.tables import Table
 
 SIGNS = {"best": "*", "not separable": "="}
 UNPAIRED_SIGN, SELECTED_SIGN = "~", "†"
@@ -68,7 +68,7 @@ class Line:
 
 def grid_of(table: "Table") -> Grid:
     """Lay a table out."""
-    from patchssl.evaluate.columns import MODEL
+    from patchssl.evaluate.comparing.columns import MODEL
 
     records = [{str(name): value for name, value in record.items()} for record in table.cells.to_dict("records")]
     lines: dict[int, list[dict[str, Any]]] = {}

@@ -11,14 +11,14 @@ from patchssl.cli.bundles import bundle
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexOptions:
-    """How neighbours are searched for: `index` and `parameters` of `patchssl.evaluate.factory.search`."""
+    """How neighbours are searched for: `index` and `parameters` of `patchssl.evaluate.search.factory.search`."""
 
     index: str = "Flat"
     parameters: str | None = None
 
     def check(self, dim: int) -> None:
         """Refuse with a ConfigError, before the work, what FAISS has not for features of a width."""
-        from patchssl.evaluate.factory import check_factory
+        from patchssl.evaluate.search.factory import check_factory
 
         check_factory(self.index, dim, self.parameters)
 

@@ -65,7 +65,7 @@ def inspect(
 
 def _self_test(backbone: "Backbone", seed: int) -> list[dict[str, str]]:
     from patchssl.evaluate.self_test import self_test
-    from patchssl.evaluate.suite_structs import Compute
+    from patchssl.evaluate.suites.structs import Compute
 
     compute = Compute(device="cpu", precision="fp32", num_workers=0, batch_size=8, max_bad_fraction=0.0, seed=seed)
     return [{"check": check.name, "status": check.status, "told": check.told} for check in self_test(backbone, compute)]

@@ -41,8 +41,8 @@ def compare(
     """  # noqa: D301 - the backslash is Click's mark for text that keeps its lines
     configure_logging(quiet=quiet)
     from patchssl.cli.comparisons import print_comparisons
+    from patchssl.evaluate.comparing.pairs import compare_models
     from patchssl.evaluate.outcomes import read_outcomes
-    from patchssl.evaluate.pairs import compare_models
 
     rows = read_chosen_rows(results, tasks=tasks, datasets=datasets)
     comparisons = compare_models(rows, a, b, lambda row: read_outcomes(results, row), metric=metric, seed=seed)

@@ -68,10 +68,10 @@ def table(
     configure_logging(quiet=quiet)
     from patchssl.cli.tables import print_table
     from patchssl.errors import DataError
-    from patchssl.evaluate.columns import newest
+    from patchssl.evaluate.comparing.columns import newest
+    from patchssl.evaluate.comparing.published import matching, read_published
+    from patchssl.evaluate.comparing.tables import ALL, HEADLINE, build_table
     from patchssl.evaluate.outcomes import read_outcomes
-    from patchssl.evaluate.published import matching, read_published
-    from patchssl.evaluate.tables import ALL, HEADLINE, build_table
 
     try:
         rows = read_chosen_rows(results, tasks=tasks, datasets=datasets, models=models)

@@ -9,8 +9,8 @@ from patchssl.cli.options import default_cache
 from patchssl.errors import PatchsslError
 
 if TYPE_CHECKING:
-    from patchssl.evaluate.suite_config import Builtin
-    from patchssl.evaluate.suite_structs import DataKey, Opened
+    from patchssl.evaluate.suites.config import Builtin
+    from patchssl.evaluate.suites.structs import DataKey, Opened
 
 
 def open_suite_data(key: "DataKey", builtin: "Builtin", places: Mapping[str, str]) -> "Opened":
@@ -25,7 +25,7 @@ def open_suite_data(key: "DataKey", builtin: "Builtin", places: Mapping[str, str
         PatchsslError: it cannot be opened.
     """
     from patchssl.data.synth.cache import cached_dataset
-    from patchssl.evaluate.suite_config import BUILTIN
+    from patchssl.evaluate.suites.config import BUILTIN
 
     how = {name: value if name in _NO_DATA else places.get(value, value) for name, value in key.how}
     if key.name != BUILTIN:
@@ -61,28 +61,28 @@ def _source_named(source: Any, name: str, location: str | None) -> Any:
 
 def _parts(path: Path, how: Mapping[str, str]) -> "Opened":
     from patchssl.data.sources import open_labelled
-    from patchssl.evaluate.suite_structs import Opened
+    from patchssl.evaluate.suites.structs import Opened
 
     return Opened(open_labelled(path, apply_exif=False))
 
 
 def _labelled(path: Path, how: Mapping[str, str]) -> "Opened":
     from patchssl.data.sources import open_classes
-    from patchssl.evaluate.suite_structs import LABELLED, Opened
+    from patchssl.evaluate.suites.structs import LABELLED, Opened
 
     return Opened({LABELLED: open_classes(path, apply_exif=False)})
 
 
 def _classes(path: Path, how: Mapping[str, str]) -> "Opened":
     from patchssl.data.query_gallery import open_query_gallery
-    from patchssl.evaluate.suite_structs import Opened
+    from patchssl.evaluate.suites.structs import Opened
 
     return Opened(open_query_gallery(path, apply_exif=False).sources)
 
 
 def _copies(path: Path, how: Mapping[str, str]) -> "Opened":
     from patchssl.data.copy_data import open_copies
-    from patchssl.evaluate.suite_structs import Opened
+    from patchssl.evaluate.suites.structs import Opened
 
     distractors, whitening = (Path(how[name]) if name in how else None for name in ("distractors", "whitening"))
     # DINO's script takes the images of these two folders themselves.
@@ -93,7 +93,7 @@ def _copies(path: Path, how: Mapping[str, str]) -> "Opened":
 def _revisited(path: Path, how: Mapping[str, str]) -> "Opened":
     from patchssl.data.revisited import open_revisited
     from patchssl.evaluate.retrieval import PROTOCOLS
-    from patchssl.evaluate.suite_structs import Opened
+    from patchssl.evaluate.suites.structs import Opened
 
     crop = how["crop_queries"] == "yes" if "crop_queries" in how else PROTOCOLS[how["protocol"]].crop_queries
     distractors = Path(how["distractors"]) if "distractors" in how else None
@@ -103,7 +103,7 @@ def _revisited(path: Path, how: Mapping[str, str]) -> "Opened":
 
 def _pictures(path: Path, how: Mapping[str, str]) -> "Opened":
     from patchssl.data.sources import open_unlabelled
-    from patchssl.evaluate.suite_structs import Opened
+    from patchssl.evaluate.suites.structs import Opened
 
     return Opened({"pictures": open_unlabelled(path)})
 

@@ -12,7 +12,7 @@ from patchssl.cli.image_progress import image_progress
 if TYPE_CHECKING:
     from patchssl.backbones import Backbone
     from patchssl.evaluate.features import Features
-    from patchssl.evaluate.suite_structs import Compute, Needs, Sources
+    from patchssl.evaluate.suites.structs import Compute, Needs, Sources
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def extractor(
 
 def suite_compute(compute: ComputeOptions, seed: int, *, quiet: bool) -> "Compute":
     """The options of computing, as a suite takes them."""
-    from patchssl.evaluate.suite_structs import Compute
+    from patchssl.evaluate.suites.structs import Compute
 
     return Compute(
         device=compute.device,

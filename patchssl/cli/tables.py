@@ -16,8 +16,8 @@ from patchssl.cli.latex import latex
 from patchssl.cli.text_tables import aligned, markdown
 
 if TYPE_CHECKING:
-    from patchssl.evaluate.published import Published
-    from patchssl.evaluate.tables import Table
+    from patchssl.evaluate.comparing.published import Published
+    from patchssl.evaluate.comparing.tables import Table
 
 _PLACES = ("line", "column")
 _COSTS = ("num_params", "gflops", "images_per_s")
@@ -30,7 +30,7 @@ def print_table(table: "Table", output_format: str) -> None:
     """Print a table.
 
     Args:
-        table: of `patchssl.evaluate.tables.build_table`.
+        table: of `patchssl.evaluate.comparing.tables.build_table`.
         output_format: `table`, `markdown` and `latex` show percent, signs and a legend; `json`, a list of records, and
             `csv` hold fractions, one record for each model and column, and for each published figure.
     """

@@ -19,9 +19,9 @@ import torch
 from patchssl.backbones import load_backbone
 from patchssl.data.sources import open_unlabelled
 from patchssl.evaluate.correspondence import prepare, score_images
-from patchssl.evaluate.forward import forward, resolve_precision
-from patchssl.evaluate.patch_rating import rate
-from patchssl.evaluate.warped_pairs import WarpedPairs
+from patchssl.evaluate.extracting.forward import forward, resolve_precision
+from patchssl.evaluate.patches.rating import rate
+from patchssl.evaluate.patches.warped_pairs import WarpedPairs
 from patchssl.pooling import parse_tokens
 from patchssl.warps import KINDS
 

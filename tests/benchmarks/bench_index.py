@@ -81,7 +81,7 @@ def listed_rows(num: int) -> list[np.ndarray]:
 def rank_fully(path: Path) -> Any:
     """Our ranks."""
     from patchssl.evaluate.features import load_features
-    from patchssl.evaluate.full_ranking import full_ranks
+    from patchssl.evaluate.search.full_ranking import full_ranks
 
     database = load_features(path).features
     queries = Generator(DIM).draw(NUM_QUERIES, 10**6)
@@ -90,8 +90,8 @@ def rank_fully(path: Path) -> Any:
 
 def search_exactly(path: Path) -> Any:
     """Our nearest rows."""
-    from patchssl.evaluate.factory import search
     from patchssl.evaluate.features import load_features
+    from patchssl.evaluate.search.factory import search
 
     queries = Generator(DIM).draw(NUM_QUERIES, 10**6)
     return search(queries, load_features(path).features, NUM_NEAREST).rows.tolist()
@@ -169,8 +169,8 @@ def contestants(num: int, dim: int) -> list[tuple[str, str | None]]:
 
 def compare_indexes(num: int, features: Path | None) -> int:
     """Print the table of indexes."""
-    from patchssl.evaluate.factory import search
     from patchssl.evaluate.features import load_features
+    from patchssl.evaluate.search.factory import search
 
     if features is None:
         generator = Generator(DIM)

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from patchssl.evaluate.features import Features
-from patchssl.evaluate.index import normalise_rows
 from patchssl.evaluate.knn import evaluate
+from patchssl.evaluate.search.index import normalise_rows
 
 NUM_TRAIN, NUM_TEST, DIM, NUM_CLASSES = 50_000, 10_000, 384, 1000
 KS, TEMPERATURE = (10, 20, 100, 200), 0.07

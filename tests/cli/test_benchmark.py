@@ -17,7 +17,7 @@ from patchssl.cli.features import compute_features
 from patchssl.cli.main import main
 from patchssl.config import Config
 from patchssl.evaluate import throughput
-from patchssl.evaluate.forward import resolve_precision
+from patchssl.evaluate.extracting.forward import resolve_precision
 
 SUITE = """
 data: builtin

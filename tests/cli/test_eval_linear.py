@@ -117,7 +117,7 @@ def test_an_interrupted_probe_goes_on_from_its_checkpoint(
 ) -> None:
     path = tmp_path / "probe.pt"
     command = on_images(images, *DINO, "--results", str(tmp_path / "rows"), "--checkpoint", str(path))
-    from patchssl.evaluate import augmented_probe
+    from patchssl.evaluate.probes import augmented as augmented_probe
 
     whole = augmented_probe._save
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from patchssl.cli.main import main
 from patchssl.data.images import FileSource
-from patchssl.evaluate.store import FeatureStore
+from patchssl.evaluate.extracting.store import FeatureStore
 
 TINY = "timm:vit_tiny_patch16_224@random"
 

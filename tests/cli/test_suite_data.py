@@ -7,8 +7,8 @@ import pytest
 from patchssl.cli.suite_data import open_suite_data
 from patchssl.data.synth import write_dataset
 from patchssl.errors import DataError
-from patchssl.evaluate.suite_config import BUILTIN, Builtin
-from patchssl.evaluate.suite_structs import DataKey
+from patchssl.evaluate.suites.config import BUILTIN, Builtin
+from patchssl.evaluate.suites.structs import DataKey
 
 DRAWN = Builtin(num_images=24, image_size=32)
 PARTS = {

@@ -11,9 +11,9 @@ from sklearn.metrics import average_precision_score
 
 from patchssl.backbones import load_backbone
 from patchssl.errors import ConfigError, DataError
-from patchssl.evaluate import class_positives
 from patchssl.evaluate.class_retrieval import evaluate, prepare, score
 from patchssl.evaluate.features import Features
+from patchssl.evaluate.queries import class_positives
 
 
 def drawn(num: int, *, seed: int, labels: tuple[int, ...] = (-3, 4, 90), ids: str | None = None) -> Features:

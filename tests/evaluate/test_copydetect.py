@@ -11,13 +11,13 @@ import pytest
 from patchssl.backbones import load_backbone
 from patchssl.data.copy_truth import CopyTruth
 from patchssl.errors import ConfigError, DataError
-from patchssl.evaluate.copy_plan import make_plan
-from patchssl.evaluate.copy_protocols import PROTOCOLS, protocol_for
-from patchssl.evaluate.copy_row import write_per_query
+from patchssl.evaluate.copies.plan import make_plan
+from patchssl.evaluate.copies.protocols import PROTOCOLS, protocol_for
+from patchssl.evaluate.copies.row import write_per_query
+from patchssl.evaluate.copies.score_normalisation import ScoreNormalisation
 from patchssl.evaluate.copydetect import evaluate, prepare, score
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.outcomes import Scored
-from patchssl.evaluate.score_normalisation import ScoreNormalisation
 
 NUM, DIM = 30, 24
 BLOCKS = ("original", "strong", "jpegqual_15", "jpegqual_30", "crops_50")

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from patchssl.errors import ConfigError
-from patchssl.evaluate.index import CosineIndex
 from patchssl.evaluate.metrics import KnnHits
 from patchssl.evaluate.neighbours import (
     KnnProtocol,
@@ -15,6 +14,7 @@ from patchssl.evaluate.neighbours import (
     classify,
     metric_values,
 )
+from patchssl.evaluate.search.index import CosineIndex
 
 
 def test_ks_of_the_protocol_are_cut_and_those_of_the_user_are_not(caplog: pytest.LogCaptureFixture) -> None:
@@ -63,7 +63,7 @@ def test_search_in_chunks_changes_nothing(leave_out: bool, monkeypatch: pytest.M
 
     whole = hits()
     monkeypatch.setattr("patchssl.evaluate.neighbours._CHUNK_NEIGHBOURS", 20)
-    monkeypatch.setattr("patchssl.evaluate.index._CHUNK_VALUES", 12)
+    monkeypatch.setattr("patchssl.evaluate.search.index._CHUNK_VALUES", 12)
     for k, part in hits().items():
         np.testing.assert_array_equal(part.top1, whole[k].top1)
         np.testing.assert_array_equal(part.top5, whole[k].top5)

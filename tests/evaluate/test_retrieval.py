@@ -24,9 +24,9 @@ from patchssl.data.revisited_truth import RevisitedTruth
 from patchssl.errors import ConfigError, DataError
 from patchssl.evaluate.extraction import extract
 from patchssl.evaluate.features import Features
-from patchssl.evaluate.query_table import COLUMNS, write_query_table
-from patchssl.evaluate.ranking import ranks_in_list
+from patchssl.evaluate.queries.tables import COLUMNS, write_query_table
 from patchssl.evaluate.retrieval import PROTOCOLS, SCALES, precision_at, prepare, score, score_with_ranks
+from patchssl.evaluate.search.ranking import ranks_in_list
 from patchssl.structs import Tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -386,7 +386,9 @@ def at_every_scale(images: NDArray[np.float32], weights: Mapping[str, NDArray[An
 
 def test_several_scales_agree_with_the_original(golden_scales: dict[str, NDArray[Any]]) -> None:
     """The golden images are floats and a backbone is given bytes, so the network's scales are taken as they are."""
-    from patchssl.evaluate.forward import _at_scales  # the only way in for pixels that are normalised already
+    from patchssl.evaluate.extracting.forward import (
+        _at_scales,  # the only way in for pixels that are normalised already
+    )
 
     backbone = prepare(toy(golden_scales), "dino", image_size=64, multiscale=True)
     images = torch.from_numpy(golden_scales["images"])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from patchssl.backbones import Backbone, Preprocess
 from patchssl.backbones.sizes import Sizes
 from patchssl.evaluate.self_test import FAILED, OK, REFUSED, check_forward, run_tasks
-from patchssl.evaluate.suite_structs import Compute
+from patchssl.evaluate.suites.structs import Compute
 from patchssl.structs import Tokens
 
 COMPUTE = Compute(device="cpu", precision="fp32", num_workers=0, batch_size=8, max_bad_fraction=0.0, seed=0)

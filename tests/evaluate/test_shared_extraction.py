@@ -13,8 +13,8 @@ from PIL import Image
 from patchssl.backbones import Backbone, load_backbone
 from patchssl.data.decode import UnreadableImage
 from patchssl.errors import DataError
+from patchssl.evaluate.extracting.store import FeatureStore
 from patchssl.evaluate.extraction import extract
-from patchssl.evaluate.store import FeatureStore
 from patchssl.ranks import FailedElsewhereError, is_main, rank
 
 NUM, SHARD_IMAGES = 22, 4

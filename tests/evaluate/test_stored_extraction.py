@@ -16,10 +16,10 @@ from patchssl.data.decode import UnreadableImage
 from patchssl.data.images import ArraySource, FileSource
 from patchssl.data.synth.classes import class_images, draw_class_image
 from patchssl.errors import ConfigError, DataError
-from patchssl.evaluate import store as store_module
+from patchssl.evaluate.extracting import store as store_module
+from patchssl.evaluate.extracting.store import FeatureStore
 from patchssl.evaluate.extraction import Extraction, extract
 from patchssl.evaluate.knn import evaluate
-from patchssl.evaluate.store import FeatureStore
 
 
 @dataclass

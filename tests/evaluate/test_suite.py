@@ -13,15 +13,15 @@ from PIL import Image
 from patchssl.backbones import Backbone, Preprocess, load_backbone
 from patchssl.backbones.floors import AveragedPixels, FloorReader
 from patchssl.errors import ConfigError, DataError
-from patchssl.evaluate import suite_classification
 from patchssl.evaluate.extraction import extract, resolve_precision
 from patchssl.evaluate.features import Features
 from patchssl.evaluate.outcomes import Scored
 from patchssl.evaluate.results import Row
 from patchssl.evaluate.scoring import make_row
 from patchssl.evaluate.suite import Result, Setting, Skipped, run_suite
-from patchssl.evaluate.suite_config import AnyTask, SuiteConfig
-from patchssl.evaluate.suite_plan import (
+from patchssl.evaluate.suites import classification as suite_classification
+from patchssl.evaluate.suites.config import AnyTask, SuiteConfig
+from patchssl.evaluate.suites.plan import (
     Failure,
     key_of,
     open_data,
@@ -29,8 +29,8 @@ from patchssl.evaluate.suite_plan import (
     rows_by_key,
     untrained_twin,
 )
-from patchssl.evaluate.suite_structs import Compute, DataKey, Needs, Opened, Sources
-from patchssl.evaluate.suite_tasks import check_task, needs_of, prepare
+from patchssl.evaluate.suites.structs import Compute, DataKey, Needs, Opened, Sources
+from patchssl.evaluate.suites.tasks import check_task, needs_of, prepare
 from patchssl.recipes import validate
 
 COMPUTE = Compute(device="cpu", precision="auto", num_workers=0, batch_size=8, max_bad_fraction=0.0, seed=0)

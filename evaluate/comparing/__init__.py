@@ -1,0 +1,1 @@
+"""Rows beside each other: columns, tables, paired comparisons, published figures."""

@@ -1,0 +1,1 @@
+"""The parts of suites: configuration, plan, and the tasks that they may name."""
