@@ -6,7 +6,7 @@ import torch
 
 from patchssl.config import PhotometricConfig
 from patchssl.photometric import IMAGENET_MEAN, IMAGENET_STD, PhotometricSettings, augment, normalise
-from patchssl.structs import SampleKeys, ViewGroup, as_float
+from patchssl.structs import BatchViews, SampleKeys, ViewGroup, as_float
 
 # Streams of view v's geometry are v; those of its photometric parameters begin here.
 _FIRST_STREAM = 1 << 16
@@ -14,12 +14,14 @@ _FIRST_STREAM = 1 << 16
 
 def view_settings(config: PhotometricConfig, patch_px: int) -> tuple[PhotometricSettings, ...]:
     """The settings of the first global, the other global and the local views."""
-    shared = config.model_dump(exclude={"blur_probability", "solarise_probability", "cell_size"})
+    apart = {"blur_probability", "solarise_probability", "patch_probability", "teacher_patch_probability", "cell_size"}
+    shared = config.model_dump(exclude=apart)
     return tuple(
         PhotometricSettings(
             **shared,
             blur_probability=config.blur_probability[kind],
             solarise_probability=config.solarise_probability[kind],
+            patch_probability=config.patch_probability[kind],
             cell_px=config.cell_size or patch_px,
         )
         for kind in range(3)
@@ -33,7 +35,7 @@ def prepare_views(
     *,
     seed: int,
     device: torch.device,
-) -> list[ViewGroup]:
+) -> BatchViews:
     """Move the views of a batch to the device, augment and normalise them.
 
     Args:
@@ -61,4 +63,4 @@ def prepare_views(
             done.append(augmented.unflatten(0, (num_images, num_views)))
         prepared.append(ViewGroup(normalise(torch.cat(done, dim=1), IMAGENET_MEAN, IMAGENET_STD), group.boxes))
         first_view += group.num_views
-    return prepared
+    return BatchViews(tuple(prepared), prepared[0])

@@ -3,12 +3,19 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+def _repeated(num: int) -> BeforeValidator:
+    """One number stands for num equal ones."""
+    return BeforeValidator(lambda value: [value] * num if isinstance(value, int | float) else value)
+
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-PerKind = tuple[Fraction, Fraction, Fraction]
+PerKind = Annotated[tuple[Fraction, Fraction, Fraction], _repeated(3)]
+PerGlobal = Annotated[tuple[Fraction, Fraction], _repeated(2)]
 Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
 
@@ -50,7 +57,10 @@ class ViewsConfig(Section):
 
 
 class PhotometricConfig(Section):
-    """Colour, blur and solarisation; lists of three are for the first global, other global and local views."""
+    """Colour, blur and solarisation; lists of three are for the first global, other global and local views.
+
+    Where a list is meant, a single number stands for equal ones.
+    """
 
     brightness: Fraction = 0.4
     contrast: Fraction = 0.4
@@ -62,7 +72,12 @@ class PhotometricConfig(Section):
     blur_sigma: Range = Field((0.1, 2.0), description="standard deviation of the blur, px of the view")
     solarise_probability: PerKind = (0.0, 0.2, 0.0)
     solarise_threshold: Fraction = 128 / 255
-    patch_probability: Fraction = Field(0.0, description="probability that a view is augmented cell by cell")
+    patch_probability: PerKind = Field((0.0, 0.0, 0.0), description="probability that a view is augmented cell by cell")
+    teacher_patch_probability: PerGlobal | None = Field(
+        None,
+        description="the same for the teacher's copies of the first and the other global views; "
+        "null: the teacher sees the very pixels that the student sees",
+    )
     cell_size: Count | None = Field(None, description="side of a cell, px; a multiple of the patch; null: one patch")
 
 
@@ -87,6 +102,8 @@ class ModelConfig(Section):
     patch_prototypes: Annotated[int, Field(ge=2)] = 8192
     shared_head: bool = Field(False, description="patches use the head of the class token")
     norm_last_layer: bool = Field(True, description="keep the norm of every prototype at 1")
+    init: str | None = Field(None, description="a model to start from, any --model SPEC of this architecture (--init)")
+    init_heads: bool = Field(False, description="take the projection heads of init as well; else they start fresh")
 
     @property
     def patch_px(self) -> int:
@@ -113,6 +130,11 @@ class LossConfig(Section):
     """Distillation of class token and patches."""
 
     patch_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="0 is DINO: the patch term is not computed")
+    patch_weight_start: Annotated[float, Field(ge=0)] = Field(0.0, description="of the patch weight's warm-up")
+    patch_weight_warmup_fraction: Fraction = Field(0.0, description="of all steps, linear from start")
+    koleo_weight: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="of the KoLeo term, which spreads the class tokens of a batch apart; DINOv2 takes 0.1"
+    )
     average: Literal["terms", "flat"] = Field(
         "terms",
         description="terms: CLS mean + patch_weight * patch mean; flat: one mean over CLS and patches (authors)",
@@ -129,11 +151,15 @@ class LossConfig(Section):
     teacher_temperature: Positive = 0.04
     teacher_temperature_start: Positive = 0.04
     teacher_temperature_warmup_fraction: Fraction = Field(0.0, description="of all steps, linear from start")
+    chunk_mib: Count = Field(256, description="memory for the logits that exist at a time, MiB; changes rounding only")
 
     @model_validator(mode="after")
     def _consistent(self) -> "LossConfig":
-        if self.average == "flat" and self.patch_weight != 1:
-            raise ValueError(f"average: flat has no patch_weight of its own; set it to 1 (it is {self.patch_weight})")
+        if self.average == "flat" and (self.patch_weight != 1 or self.patch_weight_warmup_fraction):
+            raise ValueError(
+                f"average: flat has no patch_weight of its own; set it to 1 (it is {self.patch_weight}) and "
+                f"patch_weight_warmup_fraction to 0 (it is {self.patch_weight_warmup_fraction})"
+            )
         return self
 
 
@@ -143,12 +169,16 @@ class TrainConfig(Section):
     epochs: Positive | None = Field(None, description="passes over the data; steps wins over it")
     steps: Count | None = Field(None, description="optimizer steps in all")
     batch_size: Count = Field(64, description="images in a step")
-    learning_rate: Positive = Field(5e-4, description="peak, as it is used: not scaled by the batch size")
+    learning_rate: Positive | None = Field(None, description="peak, as it is used; null: from the batch size")
     final_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
-    warmup_fraction: Fraction = Field(0.1, description="of all steps, linear from 0")
+    warmup_fraction: Fraction | None = Field(
+        None, description="of all steps, linear from 0; null: from the number of steps and their epochs"
+    )
     weight_decay: Annotated[float, Field(ge=0)] = 0.04
     final_weight_decay: Annotated[float, Field(ge=0)] = 0.4
-    ema_momentum: Fraction = Field(0.996, description="of the teacher at the first step")
+    ema_momentum: Fraction | None = Field(
+        None, description="of the teacher at the first step; null: from the batch size and the number of steps"
+    )
     final_ema_momentum: Fraction = 1.0
     clip_gradient: Positive | None = Field(3.0, description="largest norm of the gradient; null: not clipped")
     clip_mode: Literal["global", "tensor"] = Field("global", description="norm over all tensors, or each by itself")
@@ -202,7 +232,8 @@ class Config(Section):
                 near = f"{below} or {above}" if below else str(above)
                 raise ValueError(f"{name} is {size} px, which the patch of {patch} px does not divide; take {near}")
         cell = self.photometric.cell_size
-        if self.photometric.patch_probability and cell is not None:
+        cellwise = (*self.photometric.patch_probability, *(self.photometric.teacher_patch_probability or ()))
+        if any(cellwise) and cell is not None:
             if cell % patch:
                 raise ValueError(f"photometric.cell_size is {cell} px, which is no multiple of the patch, {patch} px")
             for name, size in sizes.items():

@@ -48,12 +48,17 @@ class StepValues:
     weight_decay: float
     momentum: float
     teacher_temperature: float
+    patch_weight: float
     prototypes_frozen: bool
 
 
 def scheduled(config: Config, step: int, num_steps: int) -> StepValues:
-    """All scheduled values at a step, counted from 0."""
+    """All scheduled values at a step, counted from 0, by a configuration in which `derive` has filled what was null."""
     train, loss = config.train, config.loss
+    assert train.learning_rate is not None
+    assert train.ema_momentum is not None
+    assert train.warmup_fraction is not None
+    patch_warmup = round(loss.patch_weight_warmup_fraction * num_steps)
     warmup = round(train.warmup_fraction * num_steps)
     temperature_warmup = round(loss.teacher_temperature_warmup_fraction * num_steps)
     return StepValues(
@@ -71,6 +76,12 @@ def scheduled(config: Config, step: int, num_steps: int) -> StepValues:
             start=loss.teacher_temperature_start if temperature_warmup else loss.teacher_temperature,
             final=loss.teacher_temperature,
             num_steps=temperature_warmup,
+        ),
+        patch_weight=linear(
+            step,
+            start=loss.patch_weight_start if patch_warmup else loss.patch_weight,
+            final=loss.patch_weight,
+            num_steps=patch_warmup,
         ),
         prototypes_frozen=step < round(train.freeze_last_layer_fraction * num_steps),
     )
@@ -100,12 +111,17 @@ class Trainer:
         self._student.train()
         self._settings = view_settings(self.config.photometric, self.config.model.patch_px)
 
-    def losses(self, decoded: Sequence[ViewGroup], keys: SampleKeys, temperature: float) -> LossTerms:
+    def losses(self, decoded: Sequence[ViewGroup], keys: SampleKeys, values: StepValues) -> LossTerms:
         """Augment the views of a batch and compute their loss."""
         seed = self.config.train.seed
         views = prepare_views(decoded, keys, self._settings, seed=seed, device=self.fabric.device)
         with self.fabric.autocast():
-            return self.networks.losses(views, self._student, teacher_temperature=temperature)
+            return self.networks.losses(
+                views,
+                self._student,
+                teacher_temperature=values.teacher_temperature,
+                patch_weight=values.patch_weight,
+            )
 
     def update(self, terms: LossTerms, values: StepValues) -> None:
         """Move student, centres and teacher by one step."""
@@ -204,7 +220,7 @@ def pretrain(
             for image in bad_images.add(bad):
                 logger.warning("unreadable image left out: %s", image)
             values = scheduled(config, step, num_steps)
-            terms = trainer.losses(decoded, keys, values.teacher_temperature)
+            terms = trainer.losses(decoded, keys, values)
             loss = terms.total.item()
             if not math.isfinite(loss):
                 raise TrainingError(_not_finite(loss, step, run))

@@ -69,6 +69,19 @@ class ViewGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchViews:
+    """All views of a batch, normalised, on the device of the networks.
+
+    Attributes:
+        student: the global views and, unless there are none, the local ones.
+        teacher: the global views as the teacher sees them; the same object as the student's where nothing differs.
+    """
+
+    student: tuple[ViewGroup, ...]
+    teacher: ViewGroup
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """What a backbone makes of a batch of images, after its final norm.
 

@@ -19,7 +19,7 @@ from patchssl.loss import (
 )
 from patchssl.matching import MATCHINGS
 from patchssl.pairing import cls_pairs, flat_weights, mean_weights, patch_pairs
-from patchssl.structs import Boxes, Pairs, PatchMatch, Projections, ViewGroup
+from patchssl.structs import BatchViews, Boxes, Pairs, PatchMatch, Projections, ViewGroup
 
 
 @dataclass(frozen=True)
@@ -151,16 +151,22 @@ class StudentTeacher:
         self.centers = {name: center.to(device) for name, center in self.centers.items()}
 
     def losses(
-        self, groups: Sequence[ViewGroup], forward: Callable[..., tuple[Tensor, ...]], *, teacher_temperature: float
+        self,
+        views: BatchViews,
+        forward: Callable[..., tuple[Tensor, ...]],
+        *,
+        teacher_temperature: float,
+        patch_weight: float,
     ) -> LossTerms:
         """The loss of a batch.
 
         Args:
-            groups: global views first; pixels normalised, on the networks' device.
+            views: on the networks' device.
             forward: the student, or what wraps it.
             teacher_temperature: of this step.
+            patch_weight: of this step.
         """
-        loss = self.config.loss
+        loss, groups = self.config.loss, views.student
         device = groups[0].pixels.device
         pixels = [group.pixels.flatten(0, 1) for group in groups]
         num_images, num_teacher_views = groups[0].pixels.shape[:2]
@@ -170,7 +176,7 @@ class StudentTeacher:
             kept, patches = patch_pairs(self._matches(groups), (groups[0].side_px // self.config.model.patch_px) ** 2)
             kept = [rows.to(device) for rows in kept]
         with torch.no_grad():
-            teacher = Projected.of(self.teacher(pixels[:1]))
+            teacher = Projected.of(self.teacher([views.teacher.pixels.flatten(0, 1)]))
             centers = self._centers(teacher, teacher_temperature)
         student = Projected.of(forward(pixels, kept))
 
@@ -193,7 +199,7 @@ class StudentTeacher:
             num_view_pairs = num_teacher_views * (sum(group.num_views for group in groups) - 1)
             cls_weights, patch_weights = flat_weights(tokens, patches, num_view_pairs)
         else:
-            cls_weights, patch_weights = mean_weights(tokens, 1.0), mean_weights(patches, loss.patch_weight)
+            cls_weights, patch_weights = mean_weights(tokens, 1.0), mean_weights(patches, patch_weight)
         cls = cross_entropy("cls", student.cls, teacher.cls, tokens, cls_weights)
         patch = cross_entropy("patch", student.patch, teacher.patch, patches, patch_weights)
         cls_share, patch_share = float(cls_weights.sum()), float(patch_weights.sum())

@@ -48,7 +48,7 @@ def unnormalised(prepared: ViewGroup) -> Tensor:
 
 
 def prepare(groups: list[ViewGroup], of: SampleKeys, photometric: PhotometricConfig, seed: int = 0) -> list[ViewGroup]:
-    return prepare_views(groups, of, view_settings(photometric, 8), seed=seed, device=CPU)
+    return list(prepare_views(groups, of, view_settings(photometric, 8), seed=seed, device=CPU).student)
 
 
 def test_the_defaults_are_dinos() -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from patchssl.config import Config
 from patchssl.data.sources import open_unlabelled
+from patchssl.derived import derive
 from patchssl.errors import CheckpointError, DataError, TrainingError
 from patchssl.pretrain import pretrain, scheduled
 from patchssl.recipes import parse_config
@@ -59,7 +60,9 @@ def run(config: Config, images: Path, output: Path, **options: Any) -> list[dict
     settings: dict[str, Any] = {"device": "cpu", "precision": "fp32", "workers": 0, **options}
     with torch.random.fork_rng():
         torch.manual_seed(config.train.seed)
-        pretrain(StudentTeacher(config), open_unlabelled(images), output, resume=resume, **settings)
+        source = open_unlabelled(images)
+        config = derive(config, len(source)).config
+        pretrain(StudentTeacher(config), source, output, resume=resume, **settings)
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return list({line["step"]: line for line in lines}.values())
 

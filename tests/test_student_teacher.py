@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from patchssl.backbones.vit import use_plain_attention, vit_tokens
 from patchssl.config import Config
 from patchssl.recipes import parse_config
-from patchssl.structs import Boxes, ViewGroup
-from patchssl.student_teacher import Network, StudentTeacher, clip_gradients, weight_decay_groups
+from patchssl.structs import BatchViews, Boxes, ViewGroup
+from patchssl.student_teacher import LossTerms, Network, StudentTeacher, clip_gradients, weight_decay_groups
 
 TINY: dict[str, Any] = {
     "views": {"global_size": 16, "local_size": 8, "num_local": 3},
@@ -61,6 +61,11 @@ def networks(config: Config) -> StudentTeacher:
         both.teacher.load_state_dict(Network(config, drop_path=0.0).state_dict())
         both.centers = {name: torch.randn_like(center) * 0.1 for name, center in both.centers.items()}
     return both
+
+
+def step_losses(both: StudentTeacher, groups: list[ViewGroup]) -> LossTerms:
+    views = BatchViews(tuple(groups), groups[0])
+    return both.losses(views, both.student, teacher_temperature=0.07, patch_weight=both.config.loss.patch_weight)
 
 
 def logits_of(network: Network, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -126,7 +131,7 @@ def test_the_loss_equals_its_definition(settings: dict[str, Any]) -> None:
     both, groups = networks(config), random_views(config)
     both.student.eval()
     with torch.no_grad():
-        terms = both.losses(groups, both.student, teacher_temperature=0.07)
+        terms = step_losses(both, groups)
         cls, patch = slow_losses(both, groups, 0.07)
     assert float(terms.cls) == pytest.approx(cls, rel=1e-5)
     assert float(terms.patch) == pytest.approx(patch, rel=1e-5)
@@ -147,7 +152,7 @@ def test_flat_average_lies_between_its_parts() -> None:
     config = tiny(average="flat", matching="authors", center="position", shared_head=True)
     both, groups = networks(config), random_views(config)
     with torch.no_grad():
-        terms = both.losses(groups, both.student, teacher_temperature=0.07)
+        terms = step_losses(both, groups)
     low, high = sorted((float(terms.cls), float(terms.patch)))
     assert low <= float(terms.total) <= high
 
@@ -155,11 +160,11 @@ def test_flat_average_lies_between_its_parts() -> None:
 def test_plain_attention_changes_rounding_only() -> None:
     config = tiny()
     both, groups = networks(config), random_views(config)
-    fused = both.losses(groups, both.student, teacher_temperature=0.07).total
+    fused = step_losses(both, groups).total
     for network in (both.student, both.teacher):
         use_plain_attention(network.backbone)
     assert not any(getattr(module, "fused_attn", False) for module in both.student.modules())
-    plain = both.losses(groups, both.student, teacher_temperature=0.07).total
+    plain = step_losses(both, groups).total
     assert plain.item() == pytest.approx(fused.item(), rel=1e-5)
 
 
@@ -167,7 +172,7 @@ def test_without_locals_and_without_any_partner() -> None:
     config = parse_config({**TINY, "views": {**TINY["views"], "num_local": 0}})
     both, groups = networks(config), random_views(config)[:1]
     groups[0].boxes.corners[:, 1, :2] += 100
-    terms = both.losses(groups, both.student, teacher_temperature=0.07)
+    terms = step_losses(both, groups)
     terms.total.backward()
     assert terms.num_patch_pairs == 0
     assert float(terms.patch) == 0
@@ -177,7 +182,7 @@ def test_without_locals_and_without_any_partner() -> None:
 def test_no_gradient_reaches_the_teacher_and_every_trained_weight_of_the_student_gets_one() -> None:
     config = tiny()
     both = networks(config)
-    both.losses(random_views(config), both.student, teacher_temperature=0.07).total.backward()
+    step_losses(both, random_views(config)).total.backward()
     assert all(parameter.grad is None for parameter in both.teacher.parameters())
     without = [name for name, p in both.student.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
@@ -199,7 +204,7 @@ def test_centres_move_towards_the_mean_logits() -> None:
     config = tiny(center="position")
     both = networks(config)
     before = {name: center.clone() for name, center in both.centers.items()}
-    terms = both.losses(random_views(config), both.student, teacher_temperature=0.07)
+    terms = step_losses(both, random_views(config))
     both.update_centers(terms)
     teacher = terms.teacher
     assert teacher.patch is not None

@@ -107,11 +107,14 @@ def run_training(
 
     import torch
 
+    from patchssl.derived import derive
     from patchssl.pretrain import default_precision
     from patchssl.pretrain import pretrain as train
     from patchssl.run_folder import prepare_run
     from patchssl.student_teacher import StudentTeacher
 
+    derived = derive(config, len(images))
+    config = derived.config
     device = resolve_device(config.train.device)
     precision = default_precision(device) if config.train.precision == "auto" else config.train.precision
     workers = config.data.workers
@@ -124,6 +127,8 @@ def run_training(
     logger = logging.getLogger(__name__)
     with log_file(output / "log.txt"):
         num_steps = config.train.num_steps(len(images))
+        for line in derived.told:
+            logger.info(line)
         logger.info(
             "%d images of %s; %d steps of %d; %s in %s, %d loader processes; run folder %s",
             len(images),
