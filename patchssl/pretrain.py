@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision, Precision
 
 from patchssl.augmentation import prepare_views, view_settings
 from patchssl.backbones.vit import use_plain_attention
@@ -22,12 +23,19 @@ from patchssl.monitor import MetricsFile, StepClock
 from patchssl.run_folder import list_unreadable
 from patchssl.schedules import cosine, linear
 from patchssl.structs import SampleKeys, ViewGroup
-from patchssl.student_teacher import LossTerms, StudentTeacher, clip_gradients, weight_decay_groups
+from patchssl.student_teacher import LossTerms, StudentTeacher
+from patchssl.updates import clip_gradients, weight_decay_groups
 from patchssl.views import MultiCrop
 
 logger = logging.getLogger(__name__)
 
-_FABRIC_PRECISION: Mapping[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
+
+class _MixedPrecision(MixedPrecision):
+    """Leaves what a network returns as it is: the copy in float32 of a large matrix of prototypes is not wanted."""
+
+    def convert_output(self, data: Any) -> Any:
+        """Do nothing."""
+        return data
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,11 @@ class Trainer:
             precision: fp32 or bf16.
         """
         self.networks, self.config = networks, networks.config
-        self.fabric = Fabric(accelerator=device, devices=1, precision=_FABRIC_PRECISION[precision])
+        self.fabric = Fabric(
+            accelerator=device,
+            devices=1,
+            plugins=_MixedPrecision("bf16-mixed", device) if precision == "bf16" else Precision(),
+        )
         if device == "cpu" and precision == "bf16":
             for network in (networks.student, networks.teacher):
                 use_plain_attention(network.backbone)
@@ -227,7 +239,9 @@ def pretrain(
             trainer.update(terms, values)
             clock.stepped(len(keys))
             if step % config.log.every_steps == 0 or step == num_steps - 1:
-                metrics.write(_line(step, len(source), train.batch_size, values, terms) | clock.read())
+                line = _line(step, len(source), train.batch_size, values, terms)
+                entropies = networks.teacher_entropy(terms, values.teacher_temperature)
+                metrics.write(line | {f"teacher_entropy_{kind}": v for kind, v in entropies.items()} | clock.read())
             step += 1
             on_step(Progress(step, num_steps, step * train.batch_size, loss))
             stopping = stop_requested()
@@ -252,7 +266,6 @@ def default_precision(device: str) -> str:
 
 def _line(step: int, num_images: int, batch_size: int, values: StepValues, terms: LossTerms) -> dict[str, float]:
     """What `metrics.jsonl` says of a step."""
-    entropies = terms.teacher_entropy(values.teacher_temperature)
     return {
         "step": step,
         "epoch": step * batch_size / num_images,
@@ -265,7 +278,6 @@ def _line(step: int, num_images: int, batch_size: int, values: StepValues, terms
         "weight_decay": values.weight_decay,
         "momentum": values.momentum,
         "teacher_temperature": values.teacher_temperature,
-        **{f"teacher_entropy_{kind}": value for kind, value in entropies.items()},
     }
 
 
