@@ -58,9 +58,7 @@ def scheduled(config: Config, step: int, num_steps: int) -> StepValues:
     assert train.learning_rate is not None
     assert train.ema_momentum is not None
     assert train.warmup_fraction is not None
-    patch_warmup = round(loss.patch_weight_warmup_fraction * num_steps)
     warmup = round(train.warmup_fraction * num_steps)
-    temperature_warmup = round(loss.teacher_temperature_warmup_fraction * num_steps)
     return StepValues(
         learning_rate=cosine(
             step,
@@ -73,15 +71,15 @@ def scheduled(config: Config, step: int, num_steps: int) -> StepValues:
         momentum=cosine(step, base=train.ema_momentum, final=train.final_ema_momentum, num_steps=num_steps),
         teacher_temperature=linear(
             step,
-            start=loss.teacher_temperature_start if temperature_warmup else loss.teacher_temperature,
+            start=loss.teacher_temperature_start,
             final=loss.teacher_temperature,
-            num_steps=temperature_warmup,
+            num_steps=round(loss.teacher_temperature_warmup_fraction * num_steps),
         ),
         patch_weight=linear(
             step,
-            start=loss.patch_weight_start if patch_warmup else loss.patch_weight,
+            start=loss.patch_weight_start,
             final=loss.patch_weight,
-            num_steps=patch_warmup,
+            num_steps=round(loss.patch_weight_warmup_fraction * num_steps),
         ),
         prototypes_frozen=step < round(train.freeze_last_layer_fraction * num_steps),
     )
@@ -265,6 +263,7 @@ def _line(step: int, num_images: int, batch_size: int, values: StepValues, terms
         "weight_decay": values.weight_decay,
         "momentum": values.momentum,
         "teacher_temperature": values.teacher_temperature,
+        "patch_weight": values.patch_weight,
         **{f"teacher_entropy_{kind}": value for kind, value in entropies.items()},
     }
 

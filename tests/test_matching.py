@@ -232,7 +232,9 @@ def test_authors_equals_the_slow_implementation(student_grid: Grid, teacher_grid
 def test_authors_rounds_half_to_even(left: float, flipped: bool, columns: dict[int, int]) -> None:
     """Of 3 rows, the first and the last are kept for the teacher's 2."""
     student, teacher = view(0, 0, 1, 3, flipped=flipped), view(0, left, 1, 2)
-    expected = {3 * row + ours: 2 * kept + theirs for kept, row in enumerate((0, 2)) for ours, theirs in columns.items()}
+    expected = {
+        3 * row + ours: 2 * kept + theirs for kept, row in enumerate((0, 2)) for ours, theirs in columns.items()
+    }
     assert partners(authors(student, (3, 3), teacher, (2, 2))) == expected
 
 
