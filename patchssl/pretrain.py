@@ -66,9 +66,7 @@ def scheduled(config: Config, step: int, num_steps: int) -> StepValues:
     assert train.learning_rate is not None
     assert train.ema_momentum is not None
     assert train.warmup_fraction is not None
-    patch_warmup = round(loss.patch_weight_warmup_fraction * num_steps)
     warmup = round(train.warmup_fraction * num_steps)
-    temperature_warmup = round(loss.teacher_temperature_warmup_fraction * num_steps)
     return StepValues(
         learning_rate=cosine(
             step,
@@ -81,15 +79,15 @@ def scheduled(config: Config, step: int, num_steps: int) -> StepValues:
         momentum=cosine(step, base=train.ema_momentum, final=train.final_ema_momentum, num_steps=num_steps),
         teacher_temperature=linear(
             step,
-            start=loss.teacher_temperature_start if temperature_warmup else loss.teacher_temperature,
+            start=loss.teacher_temperature_start,
             final=loss.teacher_temperature,
-            num_steps=temperature_warmup,
+            num_steps=round(loss.teacher_temperature_warmup_fraction * num_steps),
         ),
         patch_weight=linear(
             step,
-            start=loss.patch_weight_start if patch_warmup else loss.patch_weight,
+            start=loss.patch_weight_start,
             final=loss.patch_weight,
-            num_steps=patch_warmup,
+            num_steps=round(loss.patch_weight_warmup_fraction * num_steps),
         ),
         prototypes_frozen=step < round(train.freeze_last_layer_fraction * num_steps),
     )
@@ -239,7 +237,7 @@ def pretrain(
             trainer.update(terms, values)
             clock.stepped(len(keys))
             if step % config.log.every_steps == 0 or step == num_steps - 1:
-                line = _line(step, len(source), train.batch_size, values, terms)
+                line = _line(step, len(source), config, values, terms)
                 entropies = networks.teacher_entropy(terms, values.teacher_temperature)
                 metrics.write(line | {f"teacher_entropy_{kind}": v for kind, v in entropies.items()} | clock.read())
             step += 1
@@ -264,8 +262,9 @@ def default_precision(device: str) -> str:
     return "bf16" if device == "cpu" and cpu_computes_bf16() else "fp32"
 
 
-def _line(step: int, num_images: int, batch_size: int, values: StepValues, terms: LossTerms) -> dict[str, float]:
+def _line(step: int, num_images: int, config: Config, values: StepValues, terms: LossTerms) -> dict[str, float]:
     """What `metrics.jsonl` says of a step."""
+    batch_size = config.train.batch_size
     return {
         "step": step,
         "epoch": step * batch_size / num_images,
@@ -278,6 +277,8 @@ def _line(step: int, num_images: int, batch_size: int, values: StepValues, terms
         "weight_decay": values.weight_decay,
         "momentum": values.momentum,
         "teacher_temperature": values.teacher_temperature,
+        "patch_weight": values.patch_weight,
+        **({"loss_koleo": terms.koleo.item()} if config.loss.koleo_weight else {}),
     }
 
 
