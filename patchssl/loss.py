@@ -95,11 +95,8 @@ class _PairedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        if ctx.gradients is None:
-            raise RuntimeError("the gradients of the paired cross-entropy were used up by an earlier backward pass")
         rows, prototypes = ctx.gradients
-        ctx.gradients = None
-        return rows.mul_(loss_gradient), prototypes.mul_(loss_gradient), None
+        return rows * loss_gradient, prototypes * loss_gradient, None
 
 
 def _differences(rows: Tensor, prototypes: Tensor, chunk: Chunk, problem: _Problem) -> tuple[Tensor, Tensor]:
