@@ -66,7 +66,8 @@ class PlainForm:
 
     def losses(self) -> tuple[Tensor, Tensor]:
         """The loss, and the teacher's logits (B, T, 1 + N, K)."""
-        students = [_logits(self.student, group.pixels) for group in self.views.student]
+        # View by view, as they are cut apart there: the gradient of a choice is as large as what is chosen from.
+        students = [_logits(self.student, group.pixels).unbind(1) for group in self.views.student]
         with torch.no_grad():
             teacher = _logits(self.teacher, self.views.teacher.pixels)
         pairs = self._token_pairs()
@@ -78,7 +79,7 @@ class PlainForm:
             kind = (pair.student > 0).long()  # (P,)
             target = teacher[pair.image, pair.teacher_view, pair.teacher]  # (P, K)
             probabilities = softmax((target - self.centers[kind]) / self.values.teacher_temperature, dim=-1).detach()
-            ours = students[pair.group][pair.image, pair.view, pair.student] / self.config.loss.student_temperature
+            ours = students[pair.group][pair.view][pair.image, pair.student] / self.config.loss.student_temperature
             cross_entropy = -(probabilities * log_softmax(ours, dim=-1)).sum(dim=-1)  # (P,)
             total = total + (weights[kind] * cross_entropy).sum()
         return total, teacher
