@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax, softmax
 
 from patchssl.matching import MATCHINGS
+from patchssl.network import Network
 from patchssl.pretrain import StepValues
 from patchssl.structs import BatchViews, Boxes, ViewGroup
-from patchssl.student_teacher import Network, StudentTeacher, weight_decay_groups
+from patchssl.student_teacher import StudentTeacher
+from patchssl.updates import weight_decay_groups
 
 
 @dataclass(frozen=True)
