@@ -126,7 +126,7 @@ class ModelConfig(Section):
             )
         if self.init_heads and self.init is None:
             raise ValueError(
-                "init_heads is true and init names no model to take heads from; give init, or init_heads: false"
+                "init_heads is true and init names no model to take heads from; give init or init_heads: false"
             )
         return self
 
@@ -175,8 +175,8 @@ class LossConfig(Section):
             # A complete configuration holds the default as well, so the default cannot mean a wish.
             if not warmup and start not in (unset, getattr(self, name)):
                 raise ValueError(
-                    f"{name}_start is {start} and {name}_warmup_fraction 0, so that {name} is {getattr(self, name)} from "
-                    f"the first step; give {name}_warmup_fraction above 0, or leave {name}_start at {unset}"
+                    f"{name}_start is {start} and {name}_warmup_fraction 0, so that {name} is {getattr(self, name)} "
+                    f"from the first step; give {name}_warmup_fraction above 0, or leave {name}_start at {unset}"
                 )
         return self
 
@@ -249,9 +249,9 @@ class Config(Section):
             )
         if self.loss.center == "sinkhorn":
             raise ValueError(
-                "loss.center is sinkhorn and train.batch_size 1: Sinkhorn-Knopp shares the prototypes out among the rows "
-                "of a batch, which are views of the same image and would be told apart; take train.batch_size of at "
-                "least 2, or loss.center kind"
+                "loss.center is sinkhorn and train.batch_size 1: Sinkhorn-Knopp shares the prototypes out among the "
+                "rows of a batch, which are views of the same image and would be told apart; take train.batch_size of "
+                "at least 2, or loss.center kind"
             )
         return self
 

@@ -112,7 +112,7 @@ def test_momentum_in_words_matches_its_own_number() -> None:
 
 @pytest.mark.parametrize("name", ["learning_rate", "ema_momentum", "warmup_fraction"])
 def test_what_is_given_stays_and_is_not_told(name: str) -> None:
-    derived = derive(config(steps=100, **{name: 0.5}), 1000)
+    derived = derive(parse_config({"train": {"steps": 100, name: 0.5}}), 1000)
     assert getattr(derived.config.train, name) == 0.5
     assert len(derived.told) == 2
     assert not any(line.startswith(f"train.{name} ") for line in derived.told)
@@ -164,12 +164,10 @@ def test_derived_values_are_valid_for_a_run_of_any_size(
 
 
 @given(SIZES, SIZES, WIDTHS, STEPS)
-def test_larger_batches_never_lower_the_rate_nor_raise_the_momentum(
-    one: int, other: int, width: int, steps: int
-) -> None:
+def test_larger_batches_never_lower_the_rate_or_raise_the_momentum(one: int, other: int, width: int, num: int) -> None:
     small, large = sorted((one, other))
     assert learning_rate(small, width).value <= learning_rate(large, width).value
-    assert ema_momentum(small, steps).value >= ema_momentum(large, steps).value
+    assert ema_momentum(small, num).value >= ema_momentum(large, num).value
 
 
 @given(STEPS, STEPS, SIZES, st.floats(1e-3, 1e6))
