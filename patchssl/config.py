@@ -168,7 +168,7 @@ class LossConfig(Section):
         if self.patch_weight == 0 and self.patch_weight_warmup_fraction:
             raise ValueError(
                 f"patch_weight is 0, so that there is no patch term to warm up over patch_weight_warmup_fraction "
-                f"({self.patch_weight_warmup_fraction}) of the steps; set that to 0, or patch_weight above 0"
+                f"({self.patch_weight_warmup_fraction}) of the steps; set one above 0 or the other to 0"
             )
         for name, unset in (("patch_weight", 0.0), ("teacher_temperature", _TEACHER_TEMPERATURE)):
             start, warmup = (getattr(self, f"{name}_{part}") for part in ("start", "warmup_fraction"))
@@ -187,7 +187,7 @@ class TrainConfig(Section):
     epochs: Positive | None = Field(100, description="passes over the data; steps wins over it")
     steps: Count | None = Field(None, description="optimizer steps in all")
     batch_size: Count = Field(64, description="images in a step")
-    learning_rate: Positive | None = Field(None, description="peak, as it is used; null: from the batch size")
+    learning_rate: Positive | None = Field(None, description="peak, as it is used; null: from batch size and width")
     final_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
     warmup_fraction: Fraction | None = Field(
         None, description="of all steps, linear from 0; null: from the number of steps and their epochs"

@@ -144,7 +144,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
 
 def cases() -> list[object]:
     """The variants, those of keys that are not wired in yet marked."""
-    marked = []
+    marked: list[object] = []
     for variant in VARIANTS:
         reason = MISSING.get(variant.partition("=")[0])
         marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
