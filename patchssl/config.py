@@ -184,7 +184,7 @@ class LossConfig(Section):
 class TrainConfig(Section):
     """Optimisation, length, hardware."""
 
-    epochs: Positive | None = Field(100, description="passes over the data; steps wins over it")
+    epochs: Positive | None = Field(100.0, description="passes over the data; steps wins over it")
     steps: Count | None = Field(None, description="optimizer steps in all")
     batch_size: Count = Field(64, description="images in a step")
     learning_rate: Positive | None = Field(None, description="peak, as it is used; null: from batch size and width")
