@@ -16,8 +16,9 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 PerKind = Annotated[tuple[Fraction, Fraction, Fraction], _repeated(3)]
 PerGlobal = Annotated[tuple[Fraction, Fraction], _repeated(2)]
-_TEACHER_TEMPERATURE = 0.04
 Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+
+_TEACHER_TEMPERATURE = 0.04
 
 
 class Section(BaseModel):
@@ -167,8 +168,8 @@ class LossConfig(Section):
             )
         if self.patch_weight == 0 and self.patch_weight_warmup_fraction:
             raise ValueError(
-                f"patch_weight is 0, so that there is no patch term to warm up over patch_weight_warmup_fraction "
-                f"({self.patch_weight_warmup_fraction}) of the steps; set one above 0 or the other to 0"
+                "patch_weight is 0, so that there is no patch term to warm up over patch_weight_warmup_fraction "
+                f"({self.patch_weight_warmup_fraction}) of the steps; raise the former or set the latter to 0"
             )
         for name, unset in (("patch_weight", 0.0), ("teacher_temperature", _TEACHER_TEMPERATURE)):
             start, warmup = (getattr(self, f"{name}_{part}") for part in ("start", "warmup_fraction"))
