@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from patchssl.backbones import Backbone, load_backbone, parse_spec
 from patchssl.backbones.runs import FAMILY as OUR_FAMILY
@@ -79,8 +80,8 @@ def initialise(networks: StudentTeacher, *, seed: int) -> Initial | None:
     source = _same(backbone.network, target, config, spec=spec, family=backbone.family, arch=backbone.arch)
     if backbone.pooling != config.model.pooling:
         raise ConfigError(
-            f"init {spec} sums an image up by {backbone.pooling}, the configuration by model.pooling="
-            f"{config.model.pooling}; {_NO_VIT} and a class token or, without one, the mean of the patches"
+            f"init {spec} sums an image up by {backbone.pooling}, the configuration says model.pooling="
+            f"{config.model.pooling}; set model.pooling={backbone.pooling}"
         )
     heads = initialise_heads(networks, spec)
     moved = transfer(source, target, resampling=backbone.positions, origin=spec)
@@ -118,6 +119,12 @@ def _same(
     """The network, once it is known to be of the target's architecture."""
     if not isinstance(network, VisionTransformer):
         raise ConfigError(f"init {spec} ({family} {arch}) is a network of type {type(network).__name__}; {_NO_VIT}")
+    if network.attn_pool is not None or not isinstance(network.fc_norm, nn.Identity):
+        pool = "attention" if network.attn_pool is not None else "a mean with a norm behind it"
+        raise ConfigError(
+            f"init {spec} ({family} {arch}) pools its tokens by {pool}, for which pretraining has no place; take a ViT "
+            "that ends with the norm of its tokens and has a class token or plain patches"
+        )
     there, model = vit_facts(network), config.model
     wrong = differences(there, vit_facts(target))
     if not wrong:

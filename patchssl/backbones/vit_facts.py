@@ -36,6 +36,7 @@ def vit_facts(network: VisionTransformer) -> dict[str, Any]:
         "MLP": _mlp(mlp, network.embed_dim),
         "norm": f"{type(norm).__name__} (eps {getattr(norm, 'eps', None)})",
         "position embedding": _yes(network.pos_embed is not None),
+        "bias of queries, keys and values": _yes(getattr(getattr(attention, "qkv", None), "bias", None) is not None),
         "block": f"{type(block).__name__} with {type(attention).__name__}",
     }
 
