@@ -75,8 +75,8 @@ def initialise(networks: StudentTeacher, *, seed: int) -> Initial | None:
         return None
     target = networks.student.backbone
     _check_before_loading(spec, target, config)
-    attention: Any = target.blocks[0].attn
-    backbone = load_backbone(spec, seed=seed, allow_partial=None, assumed_heads=attention.num_heads)
+    num_heads = vit_facts(target)["heads"]
+    backbone = load_backbone(spec, seed=seed, allow_partial=None, assumed_heads=num_heads)
     source = _same(backbone.network, target, config, spec=spec, family=backbone.family, arch=backbone.arch)
     if backbone.pooling != config.model.pooling:
         raise ConfigError(
