@@ -16,6 +16,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 PerKind = Annotated[tuple[Fraction, Fraction, Fraction], _repeated(3)]
 PerGlobal = Annotated[tuple[Fraction, Fraction], _repeated(2)]
+_TEACHER_TEMPERATURE = 0.04
 Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
 
@@ -123,6 +124,10 @@ class ModelConfig(Section):
                 f"shared_head needs patch_prototypes ({self.patch_prototypes}) equal to "
                 f"cls_prototypes ({self.cls_prototypes})"
             )
+        if self.init_heads and self.init is None:
+            raise ValueError(
+                "init_heads is true and init names no model to take heads from; give init, or init_heads: false"
+            )
         return self
 
 
@@ -148,8 +153,8 @@ class LossConfig(Section):
     sinkhorn_iterations: Count = 3
     center_momentum: Fraction = 0.9
     student_temperature: Positive = 0.1
-    teacher_temperature: Positive = 0.04
-    teacher_temperature_start: Positive = 0.04
+    teacher_temperature: Positive = _TEACHER_TEMPERATURE
+    teacher_temperature_start: Positive = _TEACHER_TEMPERATURE
     teacher_temperature_warmup_fraction: Fraction = Field(0.0, description="of all steps, linear from start")
     chunk_mib: Count = Field(256, description="memory for the logits that exist at a time, MiB; changes rounding only")
 
@@ -160,13 +165,26 @@ class LossConfig(Section):
                 f"average: flat has no patch_weight of its own; set it to 1 (it is {self.patch_weight}) and "
                 f"patch_weight_warmup_fraction to 0 (it is {self.patch_weight_warmup_fraction})"
             )
+        if self.patch_weight == 0 and self.patch_weight_warmup_fraction:
+            raise ValueError(
+                f"patch_weight is 0, so that there is no patch term to warm up over patch_weight_warmup_fraction "
+                f"({self.patch_weight_warmup_fraction}) of the steps; set that to 0, or patch_weight above 0"
+            )
+        for name, unset in (("patch_weight", 0.0), ("teacher_temperature", _TEACHER_TEMPERATURE)):
+            start, warmup = (getattr(self, f"{name}_{part}") for part in ("start", "warmup_fraction"))
+            # A complete configuration holds the default as well, so the default cannot mean a wish.
+            if not warmup and start not in (unset, getattr(self, name)):
+                raise ValueError(
+                    f"{name}_start is {start} and {name}_warmup_fraction 0, so that {name} is {getattr(self, name)} from "
+                    f"the first step; give {name}_warmup_fraction above 0, or leave {name}_start at {unset}"
+                )
         return self
 
 
 class TrainConfig(Section):
     """Optimisation, length, hardware."""
 
-    epochs: Positive | None = Field(None, description="passes over the data; steps wins over it")
+    epochs: Positive | None = Field(100, description="passes over the data; steps wins over it")
     steps: Count | None = Field(None, description="optimizer steps in all")
     batch_size: Count = Field(64, description="images in a step")
     learning_rate: Positive | None = Field(None, description="peak, as it is used; null: from the batch size")
@@ -217,8 +235,25 @@ class Config(Section):
     photometric: PhotometricConfig = PhotometricConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
-    train: TrainConfig = TrainConfig(epochs=100)
+    train: TrainConfig = TrainConfig()
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _enough_images(self) -> "Config":
+        if self.train.batch_size > 1:
+            return self
+        if self.loss.koleo_weight:
+            raise ValueError(
+                f"loss.koleo_weight is {self.loss.koleo_weight} and train.batch_size 1: KoLeo spreads the images of a "
+                "batch apart; take train.batch_size of at least 2, or loss.koleo_weight 0"
+            )
+        if self.loss.center == "sinkhorn":
+            raise ValueError(
+                "loss.center is sinkhorn and train.batch_size 1: Sinkhorn-Knopp shares the prototypes out among the rows "
+                "of a batch, which are views of the same image and would be told apart; take train.batch_size of at "
+                "least 2, or loss.center kind"
+            )
+        return self
 
     @model_validator(mode="after")
     def _divisible(self) -> "Config":

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from patchssl.errors import ConfigError
 from patchssl.structs import Boxes, PatchMatch
 
 Grid = tuple[int, int]
@@ -72,17 +73,22 @@ def authors(student: Boxes, student_grid: Grid, teacher: Boxes, teacher_grid: Gr
 
     The overlap of both boxes is rounded to whole patches of each view, start and length apart; of the view that has
     more of them along an axis, evenly spaced ones are kept. Partners may be more than a patch apart or not overlap at
-    all, and slices that leave the grid are cut off or wrap as numpy's do: use it to compare with their results.
+    all, and slices that leave the grid are cut off or wrap as numpy's do: use it to compare with their results, which
+    they have for square grids only.
 
     Args:
         student: boxes of the student's views, leading dimensions (...).
-        student_grid: (H, W) patches of a student view.
+        student_grid: (H, W) patches of a student view, H = W.
         teacher: boxes of the teacher's views, leading dimensions that broadcast against the student's.
-        teacher_grid: (H, W) patches of a teacher view.
+        teacher_grid: (H, W) patches of a teacher view, H = W.
 
     Returns:
         Index and mask (..., N_student), leading dimensions broadcast.
+
+    Raises:
+        ConfigError: a grid is not square.
     """
+    _refuse_other_than_square(student=student_grid, teacher=teacher_grid)
     axes = []
     overlaps = torch.tensor(True, device=student.corners.device)
     for axis in (0, 1):
@@ -105,6 +111,15 @@ def authors(student: Boxes, student_grid: Grid, teacher: Boxes, teacher_grid: Gr
 
 
 MATCHINGS: dict[str, Matching] = {"nearest": nearest, "authors": authors}
+
+
+def _refuse_other_than_square(**grids: Grid) -> None:
+    for whose, grid in grids.items():
+        if grid[0] != grid[1]:
+            raise ConfigError(
+                f"matching: authors takes square grids, the {whose}'s is {grid[0]} x {grid[1]} patches; "
+                "make its views square or take matching: nearest"
+            )
 
 
 def _slice(first: Tensor, count: Tensor, mirrored: Tensor, num: int) -> tuple[Tensor, Tensor, Tensor]:

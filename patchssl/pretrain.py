@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision, Precision
 
 from patchssl.augmentation import prepare_views, view_settings
 from patchssl.backbones.vit import use_plain_attention
@@ -23,12 +24,19 @@ from patchssl.run_folder import list_unreadable
 from patchssl.same_network import check_same_network
 from patchssl.schedules import cosine, linear
 from patchssl.structs import SampleKeys, ViewGroup
-from patchssl.student_teacher import LossTerms, StudentTeacher, clip_gradients, weight_decay_groups
+from patchssl.student_teacher import LossTerms, StudentTeacher
+from patchssl.updates import clip_gradients, weight_decay_groups
 from patchssl.views import MultiCrop
 
 logger = logging.getLogger(__name__)
 
-_FABRIC_PRECISION: Mapping[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed"}
+
+class _MixedPrecision(MixedPrecision):
+    """Leaves what a network returns as it is: the copy in float32 of a large matrix of prototypes is not wanted."""
+
+    def convert_output(self, data: Any) -> Any:
+        """Do nothing."""
+        return data
 
 
 @dataclass(frozen=True)
@@ -59,9 +67,7 @@ def scheduled(config: Config, step: int, num_steps: int) -> StepValues:
     assert train.learning_rate is not None
     assert train.ema_momentum is not None
     assert train.warmup_fraction is not None
-    patch_warmup = round(loss.patch_weight_warmup_fraction * num_steps)
     warmup = round(train.warmup_fraction * num_steps)
-    temperature_warmup = round(loss.teacher_temperature_warmup_fraction * num_steps)
     return StepValues(
         learning_rate=cosine(
             step,
@@ -74,15 +80,15 @@ def scheduled(config: Config, step: int, num_steps: int) -> StepValues:
         momentum=cosine(step, base=train.ema_momentum, final=train.final_ema_momentum, num_steps=num_steps),
         teacher_temperature=linear(
             step,
-            start=loss.teacher_temperature_start if temperature_warmup else loss.teacher_temperature,
+            start=loss.teacher_temperature_start,
             final=loss.teacher_temperature,
-            num_steps=temperature_warmup,
+            num_steps=round(loss.teacher_temperature_warmup_fraction * num_steps),
         ),
         patch_weight=linear(
             step,
-            start=loss.patch_weight_start if patch_warmup else loss.patch_weight,
+            start=loss.patch_weight_start,
             final=loss.patch_weight,
-            num_steps=patch_warmup,
+            num_steps=round(loss.patch_weight_warmup_fraction * num_steps),
         ),
         prototypes_frozen=step < round(train.freeze_last_layer_fraction * num_steps),
     )
@@ -100,7 +106,11 @@ class Trainer:
             precision: fp32 or bf16.
         """
         self.networks, self.config = networks, networks.config
-        self.fabric = Fabric(accelerator=device, devices=1, precision=_FABRIC_PRECISION[precision])
+        self.fabric = Fabric(
+            accelerator=device,
+            devices=1,
+            plugins=_MixedPrecision("bf16-mixed", device) if precision == "bf16" else Precision(),
+        )
         if device == "cpu" and precision == "bf16":
             for network in (networks.student, networks.teacher):
                 use_plain_attention(network.backbone)
@@ -228,7 +238,9 @@ def pretrain(
             trainer.update(terms, values)
             clock.stepped(len(keys))
             if step % config.log.every_steps == 0 or step == num_steps - 1:
-                metrics.write(_line(step, len(source), train.batch_size, values, terms) | clock.read())
+                line = _line(step, len(source), config, values, terms)
+                entropies = networks.teacher_entropy(terms, values.teacher_temperature)
+                metrics.write(line | {f"teacher_entropy_{kind}": v for kind, v in entropies.items()} | clock.read())
             step += 1
             on_step(Progress(step, num_steps, step * train.batch_size, loss))
             stopping = stop_requested()
@@ -251,9 +263,9 @@ def default_precision(device: str) -> str:
     return "bf16" if device == "cpu" and cpu_computes_bf16() else "fp32"
 
 
-def _line(step: int, num_images: int, batch_size: int, values: StepValues, terms: LossTerms) -> dict[str, float]:
+def _line(step: int, num_images: int, config: Config, values: StepValues, terms: LossTerms) -> dict[str, float]:
     """What `metrics.jsonl` says of a step."""
-    entropies = terms.teacher_entropy(values.teacher_temperature)
+    batch_size = config.train.batch_size
     return {
         "step": step,
         "epoch": step * batch_size / num_images,
@@ -266,7 +278,8 @@ def _line(step: int, num_images: int, batch_size: int, values: StepValues, terms
         "weight_decay": values.weight_decay,
         "momentum": values.momentum,
         "teacher_temperature": values.teacher_temperature,
-        **{f"teacher_entropy_{kind}": value for kind, value in entropies.items()},
+        "patch_weight": values.patch_weight,
+        **({"loss_koleo": terms.koleo.item()} if config.loss.koleo_weight else {}),
     }
 
 

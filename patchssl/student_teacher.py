@@ -1,42 +1,20 @@
-"""Student and teacher: views → tokens → projections → loss, and the teacher's explicit step."""
+"""Student and teacher: views → projections → loss, and the teacher's explicit step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from patchssl.backbones.vit import build_vit, vit_tokens
 from patchssl.config import Config
-from patchssl.heads import ProjectionHead
-from patchssl.loss import (
-    entropy,
-    mean_logits,
-    moved_center,
-    paired_cross_entropy,
-    sinkhorn_center,
-    teacher_probabilities,
-)
+from patchssl.koleo import koleo
+from patchssl.loss import paired_cross_entropy
 from patchssl.matching import MATCHINGS
+from patchssl.network import Network, Projected
 from patchssl.pairing import cls_pairs, flat_weights, mean_weights, patch_pairs
-from patchssl.structs import BatchViews, Boxes, Pairs, PatchMatch, Projections, ViewGroup
-
-
-@dataclass(frozen=True)
-class Projected:
-    """A network's answer to all views; patch is None where no patches are distilled."""
-
-    cls: Projections
-    patch: Projections | None
-
-    @classmethod
-    def of(cls, outputs: tuple[Tensor, ...]) -> "Projected":
-        """From what a Network returns."""
-        return cls(Projections(*outputs[:2]), Projections(*outputs[2:]) if outputs[2:] else None)
-
-    def kinds(self) -> dict[str, Projections]:
-        """By the name of the kind of token: "cls" and, where patches are distilled, "patch"."""
-        return {"cls": self.cls} | ({} if self.patch is None else {"patch": self.patch})
+from patchssl.structs import BatchViews, Boxes, Pairs, PatchMatch, ViewGroup
+from patchssl.targets import Targets, mean_logits, moved_center, sinkhorn_center
+from patchssl.workspace import MIB, Workspace
 
 
 @dataclass(frozen=True)
@@ -47,6 +25,7 @@ class LossTerms:
         total: what is minimised.
         cls: mean over the pairs of class tokens.
         patch: mean over the pairs of patches; 0 where there are none.
+        koleo: mean over the global views of how close together the class tokens of a batch are; 0 where not asked for.
         num_patch_pairs: how many pairs of patches there are.
         teacher: the teacher's answer.
         centers: what was taken from its logits, (C, K) for each kind of token.
@@ -55,71 +34,10 @@ class LossTerms:
     total: Tensor
     cls: Tensor
     patch: Tensor
+    koleo: Tensor
     num_patch_pairs: int
     teacher: Projected
     centers: dict[str, Tensor]
-
-    @torch.no_grad()
-    def teacher_entropy(self, temperature: float) -> dict[str, float]:
-        """Mean entropy in nats of the teacher's distributions, for each kind of token."""
-        return {
-            name: float(entropy(teacher_probabilities(rows, center=self.centers[name], temperature=temperature)))
-            for name, rows in self.teacher.kinds().items()
-        }
-
-
-class Network(nn.Module):
-    """A backbone with a projection head for the class token and one for patches."""
-
-    def __init__(self, config: Config, *, drop_path: float) -> None:
-        """Build with fresh weights; drop_path is the rate of stochastic depth."""
-        super().__init__()
-        model = config.model
-        self.backbone = build_vit(model, config.views.global_size, drop_path=drop_path)
-        width = self.backbone.num_features
-
-        def head(num_prototypes: int) -> ProjectionHead:
-            return ProjectionHead(
-                width,
-                num_prototypes,
-                hidden=model.head_hidden,
-                bottleneck=model.head_bottleneck,
-                fixed_norm=model.norm_last_layer,
-            )
-
-        self.cls_head = head(model.cls_prototypes)
-        self.with_patches = config.loss.patch_weight > 0
-        separate = self.with_patches and not model.shared_head
-        self.patch_head = head(model.patch_prototypes) if separate else None
-
-    def forward(self, pixels: Sequence[Tensor], kept: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
-        """Project class tokens and patches.
-
-        Args:
-            pixels: for each group (B * V, 3, side, side), normalised.
-            kept: for each group, the rows of (B * V * N) patches that are wanted; None for all.
-
-        Returns:
-            Rows and prototypes of CLS and, unless patches are left out, of patches; rows in the order of the groups.
-            As plain tensors, since precision and device wrappers of the network handle those.
-        """
-        cls, patches = [], []
-        for group, images in enumerate(pixels):
-            tokens = vit_tokens(self.backbone, images)
-            cls.append(tokens.cls)
-            if self.with_patches:
-                flat = tokens.patches.flatten(0, 1)  # (B * V * N, D)
-                patches.append(flat if kept is None else flat[kept[group]])
-        outputs = (self.cls_head(torch.cat(cls)), self.cls_head.last_layer())
-        if not self.with_patches:
-            return outputs
-        patch_head = self.patch_head or self.cls_head
-        return (*outputs, patch_head(torch.cat(patches)), patch_head.last_layer())
-
-    def prototype_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the last layers, which stay as they are in the first steps."""
-        heads = [self.cls_head] if self.patch_head is None else [self.cls_head, self.patch_head]
-        return [parameter for head in heads for parameter in head.last_layer.parameters()]
 
 
 class StudentTeacher:
@@ -129,6 +47,7 @@ class StudentTeacher:
         student: trained by gradients.
         teacher: an exponential moving average of the student; sees the global views only.
         centers: "cls" and, with patches, "patch": (C, K) each.
+        workspace: memory of the loss, kept from step to step.
     """
 
     def __init__(self, config: Config) -> None:
@@ -144,6 +63,7 @@ class StudentTeacher:
         self.centers = {"cls": torch.zeros(1, config.model.cls_prototypes)}
         if self.teacher.with_patches:
             self.centers["patch"] = torch.zeros(positions, config.model.patch_prototypes)
+        self.workspace = Workspace(config.loss.chunk_mib * MIB)
 
     def to(self, device: torch.device) -> None:
         """Move the teacher and the centres; the student moves with its optimizer."""
@@ -167,50 +87,49 @@ class StudentTeacher:
             patch_weight: of this step.
         """
         loss, groups = self.config.loss, views.student
-        device = groups[0].pixels.device
         pixels = [group.pixels.flatten(0, 1) for group in groups]
-        num_images, num_teacher_views = groups[0].pixels.shape[:2]
-        tokens = cls_pairs(num_images, num_teacher_views, [group.num_views for group in groups])
-        kept, patches = None, None
-        if self.teacher.with_patches:
-            kept, patches = patch_pairs(self._matches(groups), (groups[0].side_px // self.config.model.patch_px) ** 2)
-            kept = [rows.to(device) for rows in kept]
+        kept, pairs = self._pairs(groups)
         with torch.no_grad():
             teacher = Projected.of(self.teacher([views.teacher.pixels.flatten(0, 1)]))
             centers = self._centers(teacher, teacher_temperature)
         student = Projected.of(forward(pixels, kept))
-
-        def cross_entropy(kind: str, s: Projections, t: Projections, pairs: Pairs, weights: Tensor) -> Tensor:
-            moved = Pairs(*(part.to(device) for part in (pairs.student, pairs.teacher, pairs.view_pair)))
-            return paired_cross_entropy(
-                s,
-                t,
-                moved,
-                weights.to(device),
+        weights = self._weights(groups, pairs)
+        sums = {
+            kind: paired_cross_entropy(
+                rows,
+                teacher.kinds()[kind],
+                pairs[kind],
+                weights[kind],
                 center=centers[kind],
                 student_temperature=loss.student_temperature,
                 teacher_temperature=teacher_temperature,
+                workspace=self.workspace,
             )
-
-        if patches is None or student.patch is None or teacher.patch is None:
-            cls = cross_entropy("cls", student.cls, teacher.cls, tokens, mean_weights(tokens, 1.0))
-            return LossTerms(cls, cls.detach(), torch.zeros_like(cls), 0, teacher, centers)
-        if loss.average == "flat":
-            num_view_pairs = num_teacher_views * (sum(group.num_views for group in groups) - 1)
-            cls_weights, patch_weights = flat_weights(tokens, patches, num_view_pairs)
-        else:
-            cls_weights, patch_weights = mean_weights(tokens, 1.0), mean_weights(patches, patch_weight)
-        cls = cross_entropy("cls", student.cls, teacher.cls, tokens, cls_weights)
-        patch = cross_entropy("patch", student.patch, teacher.patch, patches, patch_weights)
-        cls_share, patch_share = float(cls_weights.sum()), float(patch_weights.sum())
+            for kind, rows in student.kinds().items()
+        }
+        shares = {kind: max(float(part.sum()), 1e-12) for kind, part in weights.items()}
+        spread = self._spread(student.features, len(groups[0].pixels))
+        total = sums["cls"] + loss.koleo_weight * spread
+        if "patch" in sums:
+            total = total + sums["patch"] * (1.0 if loss.average == "flat" else patch_weight)
+        none = torch.zeros_like(total).detach()
         return LossTerms(
-            cls + patch,
-            cls.detach() / cls_share,
-            patch.detach() / max(patch_share, 1e-12),
-            len(patches),
-            teacher,
-            centers,
+            total=total,
+            cls=sums["cls"].detach() / shares["cls"],
+            patch=sums["patch"].detach() / shares["patch"] if "patch" in sums else none,
+            koleo=spread.detach(),
+            num_patch_pairs=len(pairs.get("patch", ())),
+            teacher=teacher,
+            centers=centers,
         )
+
+    @torch.no_grad()
+    def teacher_entropy(self, terms: LossTerms, temperature: float) -> dict[str, float]:
+        """Mean entropy in nats of the teacher's distributions of a step, for each kind of token."""
+        return {
+            kind: Targets.of(rows, center=terms.centers[kind], temperature=temperature).mean_entropy(self.workspace)
+            for kind, rows in terms.teacher.kinds().items()
+        }
 
     @torch.no_grad()
     def update_centers(self, terms: LossTerms) -> None:
@@ -227,13 +146,40 @@ class StudentTeacher:
         """Teacher = momentum * teacher + (1 - momentum) * student, over all parameters in one fused operation."""
         torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
 
+    def _pairs(self, groups: Sequence[ViewGroup]) -> tuple[list[Tensor] | None, dict[str, Pairs]]:
+        """The patches that are wanted, on the device, and who learns from whom, for each kind of token."""
+        num_images, num_teacher_views = groups[0].pixels.shape[:2]
+        tokens = cls_pairs(num_images, num_teacher_views, [group.num_views for group in groups])
+        if not self.teacher.with_patches:
+            return None, {"cls": tokens}
+        height, width = self._grid(groups[0])
+        kept, patches = patch_pairs(self._matches(groups), height * width)
+        device = groups[0].pixels.device
+        return [rows.to(device, non_blocking=True) for rows in kept], {"cls": tokens, "patch": patches}
+
+    def _weights(self, groups: Sequence[ViewGroup], pairs: dict[str, Pairs]) -> dict[str, Tensor]:
+        """The weight of each pair: in the mean over its kind, or in the authors' mean over all."""
+        if self.config.loss.average == "flat":
+            num_view_pairs = groups[0].num_views * (sum(group.num_views for group in groups) - 1)
+            return dict(zip(pairs, flat_weights(pairs["cls"], pairs["patch"], num_view_pairs), strict=True))
+        return {kind: mean_weights(of_kind, 1.0) for kind, of_kind in pairs.items()}
+
+    def _spread(self, features: Tensor, num_images: int) -> Tensor:
+        """The mean over the global views of the KoLeo term of their class tokens (B * V, D)."""
+        if not self.config.loss.koleo_weight:
+            return features.new_zeros((), dtype=torch.float32)
+        views = features.unflatten(0, (num_images, -1)).unbind(1)  # V times (B, D)
+        return torch.stack([koleo(view) for view in views]).mean()
+
     def _centers(self, teacher: Projected, temperature: float) -> dict[str, Tensor]:
         """What is taken from the teacher's logits in this step."""
         if self.config.loss.center != "sinkhorn":
             return dict(self.centers)
         num_iterations = self.config.loss.sinkhorn_iterations
         return {
-            name: sinkhorn_center(rows, temperature=temperature, num_iterations=num_iterations)
+            name: sinkhorn_center(
+                rows, temperature=temperature, num_iterations=num_iterations, workspace=self.workspace
+            )
             for name, rows in teacher.kinds().items()
         }
 
@@ -253,29 +199,3 @@ class StudentTeacher:
 def _paired(boxes: Boxes, dim: int) -> Boxes:
     """Insert a dimension of 1, so that (B, V, 1) and (B, 1, T) broadcast to all pairs of views."""
     return Boxes(boxes.corners.unsqueeze(dim), boxes.flipped.unsqueeze(dim))
-
-
-def weight_decay_groups(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The trainable parameters with and without weight decay; biases and 1-D parameters have none, as in DINO."""
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            (free if name.endswith(".bias") or parameter.ndim <= 1 else decayed).append(parameter)
-    return decayed, free
-
-
-def clip_gradients(network: nn.Module, largest_norm: float, *, mode: str) -> Tensor:
-    """Scale gradients down to a largest norm and return the norm over all of them before.
-
-    Args:
-        network: its gradients are changed in place.
-        largest_norm: above 0.
-        mode: "global" clips the norm over all tensors; "tensor" clips each tensor by itself (DINO, PW-Self).
-    """
-    parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
-    if mode == "global":
-        return nn.utils.clip_grad_norm_(parameters, largest_norm)
-    norms = [nn.utils.clip_grad_norm_([parameter], largest_norm) for parameter in parameters]
-    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return total

@@ -2,23 +2,19 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from patchssl.loss import (
-    entropy,
-    mean_logits,
-    moved_center,
-    paired_cross_entropy,
-    sinkhorn_center,
-    teacher_probabilities,
-)
+from patchssl.loss import paired_cross_entropy
 from patchssl.matching import authors
 from patchssl.pairing import cls_pairs, flat_weights, mean_weights, patch_pairs
 from patchssl.structs import Boxes, Pairs, Projections
+from patchssl.targets import Targets, mean_logits, moved_center, sinkhorn_center
+from patchssl.workspace import Workspace
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -49,6 +45,12 @@ def random_case(seed: int, num_pairs: int) -> tuple[Projections, Projections, Pa
     return student, teacher, pairs, torch.rand(num_pairs, generator=generator), normal(3, 11)
 
 
+def targets_of(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
+    """All of the teacher's distributions."""
+    targets = Targets.of(as_projections(logits), center=center, temperature=temperature)
+    return targets.probabilities(torch.arange(len(logits)), torch.empty_like(logits), Workspace())
+
+
 def by_definition(
     student: Projections, teacher: Projections, pairs: Pairs, weights: Tensor, center: Tensor, ts: float, tt: float
 ) -> Tensor:
@@ -64,7 +66,7 @@ def test_two_prototypes_by_hand() -> None:
     # Teacher odds 3:1 after a centre that takes ln 2 off the first logit; student odds 1:1, so CE = ln 2.
     student, teacher = as_projections(torch.zeros(1, 2)), as_projections(torch.tensor([[math.log(6.0), 0.0]]))
     center = torch.tensor([[math.log(2.0), 0.0]])
-    assert teacher_probabilities(teacher, center=center, temperature=1.0).tolist()[0] == pytest.approx([0.75, 0.25])
+    assert targets_of(teacher.rows, center, 1.0).tolist()[0] == pytest.approx([0.75, 0.25])
     pairs = Pairs(torch.tensor([0]), torch.tensor([0]), torch.tensor([0]))
     loss = paired_cross_entropy(
         student, teacher, pairs, torch.tensor([2.0]), center=center, student_temperature=1.0, teacher_temperature=1.0
@@ -121,7 +123,7 @@ def test_authors_variant_equals_pwself() -> None:
     center = torch.from_numpy(golden["center_before"])[0]
     cls_weights, patch_weights = flat_weights(tokens, patches, num_view_pairs=8)
     assert float(cls_weights.sum() + patch_weights.sum()) == pytest.approx(1)
-    temperatures = {
+    temperatures: dict[str, Any] = {
         "student_temperature": float(golden["student_temp"]),
         "teacher_temperature": float(golden["teacher_temp"]),
     }
@@ -155,7 +157,7 @@ def test_authors_variant_equals_pwself() -> None:
 @pytest.mark.parametrize("positions", [1, 3])
 def test_equals_its_definition_with_gradients(num_pairs: int, positions: int) -> None:
     student, teacher, pairs, weights, center = random_case(num_pairs, num_pairs)
-    temperatures = {"student_temperature": 0.3, "teacher_temperature": 0.7}
+    temperatures: dict[str, Any] = {"student_temperature": 0.3, "teacher_temperature": 0.7}
     center = center[:positions]
 
     def ours(s: Projections) -> Tensor:
@@ -209,8 +211,8 @@ def test_a_perfect_student_pays_the_teachers_entropy_and_uniform_pays_ln_k() -> 
             )
         )
 
-    probabilities = teacher_probabilities(as_projections(logits), center=torch.zeros(1, 9), temperature=0.2)
-    assert loss(logits) == pytest.approx(float(entropy(probabilities)), rel=1e-5)
+    targets = Targets.of(as_projections(logits), center=torch.zeros(1, 9), temperature=0.2)
+    assert loss(logits) == pytest.approx(targets.mean_entropy(Workspace()), rel=1e-5)
     assert loss(torch.zeros(5, 9)) == pytest.approx(math.log(9), rel=1e-6)
 
 
@@ -228,13 +230,13 @@ def test_sinkhorn_equals_scaling_columns_and_rows_in_turn() -> None:
         table = table / table.sum(0, keepdim=True)
         table = table / table.sum(1, keepdim=True)
     center = sinkhorn_center(as_projections(logits), temperature=0.3, num_iterations=3)
-    torch.testing.assert_close(teacher_probabilities(as_projections(logits), center=center, temperature=0.3), table)
+    torch.testing.assert_close(targets_of(logits, center, 0.3), table)
 
 
 def test_sinkhorn_uses_all_prototypes_alike_in_the_end() -> None:
     logits = torch.randn(40, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + torch.arange(6.0)
     center = sinkhorn_center(as_projections(logits), temperature=0.5, num_iterations=200)
-    probabilities = teacher_probabilities(as_projections(logits), center=center, temperature=0.5)
+    probabilities = targets_of(logits, center, 0.5)
     torch.testing.assert_close(probabilities.mean(0), torch.full((6,), 1 / 6, dtype=torch.float64))
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from patchssl.errors import ConfigError
 from patchssl.geometry import patch_centres
 from patchssl.matching import MATCHINGS, authors, nearest
 from patchssl.structs import Boxes, PatchMatch
@@ -132,12 +133,12 @@ def test_nearest_partners_are_within_half_a_teacher_patch(student_grid: Grid, te
     assert torch.equal(match.mask, ((ours >= start) & (ours < end)).all(-1))
 
 
-@pytest.mark.parametrize("name", MATCHINGS)
-def test_identical_views_match_themselves(name: str) -> None:
-    views = random_views(200, seed=4)
-    match = MATCHINGS[name](views, (7, 5), views, (7, 5))
+@pytest.mark.parametrize(("name", "grid"), [("nearest", (7, 5)), ("nearest", (6, 6)), ("authors", (6, 6))])
+def test_identical_views_match_themselves(name: str, grid: Grid) -> None:
+    views, num_patches = random_views(200, seed=4), grid[0] * grid[1]
+    match = MATCHINGS[name](views, grid, views, grid)
     assert match.mask.all()
-    assert torch.equal(match.index, torch.arange(35).expand(200, 35))
+    assert torch.equal(match.index, torch.arange(num_patches).expand(200, num_patches))
 
 
 @pytest.mark.parametrize("name", MATCHINGS)
@@ -209,7 +210,7 @@ def test_authors_gives_the_golden_pairs(student: str, teacher: str) -> None:
 @pytest.mark.parametrize("whole", [True, False], ids=["whole px", "fractions"])
 @pytest.mark.parametrize(
     ("student_grid", "teacher_grid"),
-    [((14, 14), (14, 14)), ((14, 14), (6, 6)), ((3, 3), (7, 7)), ((28, 28), (12, 12)), ((5, 8), (9, 2))],
+    [((14, 14), (14, 14)), ((14, 14), (6, 6)), ((3, 3), (7, 7)), ((28, 28), (12, 12)), ((5, 5), (9, 9))],
 )
 def test_authors_equals_the_slow_implementation(student_grid: Grid, teacher_grid: Grid, whole: bool) -> None:
     """Odd grids reach the slices that leave the grid, where numpy truncates or wraps."""
@@ -229,15 +230,29 @@ def test_authors_equals_the_slow_implementation(student_grid: Grid, teacher_grid
     ],
 )
 def test_authors_rounds_half_to_even(left: float, flipped: bool, columns: dict[int, int]) -> None:
+    """Of 3 rows, the first and the last are kept for the teacher's 2."""
     student, teacher = view(0, 0, 1, 3, flipped=flipped), view(0, left, 1, 2)
-    assert partners(authors(student, (1, 3), teacher, (1, 2))) == columns
+    expected = {
+        3 * row + ours: 2 * kept + theirs for kept, row in enumerate((0, 2)) for ours, theirs in columns.items()
+    }
+    assert partners(authors(student, (3, 3), teacher, (2, 2))) == expected
 
 
 def test_authors_wraps_like_numpy_where_the_slice_begins_before_the_grid() -> None:
     """Start 1.5 rounds to 2 and length 1.5 to 2 of 3 patches: one too many, and mirrored the slice begins at -1."""
     teacher = view(0, 1.5, 1, 1.5)
-    assert partners(authors(view(0, 0, 1, 3), (1, 3), teacher, (1, 2))) == {2: 0}
-    assert partners(authors(view(0, 0, 1, 3, flipped=True), (1, 3), teacher, (1, 2))) == {}
+    assert partners(authors(view(0, 0, 1, 3), (3, 3), teacher, (2, 2))) == {2: 0, 8: 2}
+    assert partners(authors(view(0, 0, 1, 3, flipped=True), (3, 3), teacher, (2, 2))) == {}
+
+
+@pytest.mark.parametrize(
+    ("student_grid", "teacher_grid", "words"),
+    [((5, 8), (6, 6), "the student's is 5 x 8 patches"), ((6, 6), (9, 2), "the teacher's is 9 x 2 patches")],
+)
+def test_authors_refuses_grids_that_are_not_square(student_grid: Grid, teacher_grid: Grid, words: str) -> None:
+    views = random_views(3, seed=13)
+    with pytest.raises(ConfigError, match=words):
+        authors(views, student_grid, views, teacher_grid)
 
 
 @pytest.mark.parametrize("name", MATCHINGS)

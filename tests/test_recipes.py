@@ -27,31 +27,54 @@ def test_every_recipe_says_how_it_is_run_and_what_came_out(name: str) -> None:
         assert any(word in line for line in header), word
 
 
-@pytest.mark.parametrize("name", [name for name in recipe_names() if name.startswith(("dino-", "authors-"))])
+TWINS = [name for name in recipe_names() if name.partition("-")[0] in ("dino", "authors")]
+
+
+def test_without_a_recipe_it_is_pwself() -> None:
+    assert load_config(None) == load_config("pwself")
+
+
+def test_every_recipe_for_training_has_both_twins() -> None:
+    recipes = {name for name in recipe_names() if name != "demo"} - set(TWINS)
+    twins = {f"{kind}-{name}".removesuffix("-pwself") for kind in ("dino", "authors") for name in recipes}
+    assert twins == set(TWINS)
+
+
+@pytest.mark.parametrize("name", TWINS)
 def test_twins_differ_from_their_recipe_in_named_lines_only(name: str) -> None:
     kind, _, recipe = name.partition("-")
-    twin, base = load_config(name).model_dump(), load_config(recipe).model_dump()
+    twin, base = load_config(name).model_dump(), load_config(recipe or "pwself").model_dump()
     differing = {
         f"{section}.{key}" for section in base for key in base[section] if base[section][key] != twin[section][key]
     }
     allowed = {
-        "dino": {"loss.patch_weight", "photometric.patch_probability"},
+        "dino": {"loss.patch_weight"},
         "authors": {
             "loss.average",
             "loss.matching",
             "loss.center",
-            "loss.patch_weight",
-            "loss.teacher_temperature_start",
-            "loss.teacher_temperature_warmup_fraction",
             "model.shared_head",
             "model.patch_prototypes",
-            "photometric.patch_probability",
             "train.clip_mode",
             "views.shared_geometry",
         },
     }
     assert differing <= allowed[kind]
     assert differing
+
+
+def repeated_lines(name: str) -> list[str]:
+    """The lines of a recipe that give a key the value that it has in its base already."""
+    own = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    base = load_config(own.pop("base")).model_dump(mode="json")
+    written = load_config(name).model_dump(mode="json")
+    keys = ((section, key) for section, values in own.items() for key in values)
+    return [f"{section}.{key}" for section, key in keys if written[section][key] == base[section][key]]
+
+
+@pytest.mark.parametrize("name", [n for n in recipe_names() if "\nbase:" in (CONFIGS / f"{n}.yaml").read_text()])
+def test_every_line_of_a_recipe_with_a_base_changes_something(name: str) -> None:
+    assert repeated_lines(name) == []
 
 
 def test_overrides_are_yaml_and_win() -> None:
@@ -88,6 +111,15 @@ def test_a_base_that_names_itself_is_refused(tmp_path: Path) -> None:
         ("views.local_scale=[0.5, 0.1]", ["local_scale is [0.5, 0.1]", "low <= high"]),
         ("model.arch=resnet50", ["'resnet50' does not tell the patch size", "model.patch_size"]),
         ("model.shared_head=true", ["shared_head needs patch_prototypes (8192) equal to cls_prototypes (65536)"]),
+        ("model.init_heads=true", ["init_heads is true and init names no model", "init_heads: false"]),
+        (
+            "loss.patch_weight_start=0.5",
+            ["patch_weight_start is 0.5 and patch_weight_warmup_fraction 0", "is 1.0 from"],
+        ),
+        (
+            "loss.teacher_temperature_start=0.02",
+            ["teacher_temperature_start is 0.02 and teacher_temperature_warmup_fraction 0", "is 0.04 from the first"],
+        ),
         ("train.steps", ["'train.steps' is not of the form section.key=value"]),
         ("train=3", ["not of the form section.key=value"]),
     ],
@@ -97,6 +129,57 @@ def test_what_is_wrong_is_named_with_what_is_allowed(override: str, words: list[
         load_config(None, [override])
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["loss.patch_weight=0", "loss.patch_weight_warmup_fraction=0.2"],
+            ["patch_weight is 0", "patch_weight_warmup_fraction (0.2)"],
+        ),
+        (
+            ["loss.average=flat", "loss.patch_weight=0"],
+            ["average: flat has no patch_weight of its own", "it is 0.0"],
+        ),
+        (
+            ["loss.average=flat", "loss.patch_weight_warmup_fraction=0.3"],
+            ["average: flat has no patch_weight of its own", "patch_weight_warmup_fraction to 0 (it is 0.3)"],
+        ),
+        (
+            ["loss.koleo_weight=0.1", "train.batch_size=1"],
+            ["loss.koleo_weight is 0.1 and train.batch_size 1", "at least 2"],
+        ),
+        (
+            ["loss.center=sinkhorn", "train.batch_size=1"],
+            ["loss.center is sinkhorn and train.batch_size 1", "at least 2"],
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_both_named(overrides: list[str], words: list[str]) -> None:
+    for alone in overrides:
+        if alone != "loss.average=flat":  # fits the defaults as well
+            assert load_config(None, [alone])
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, overrides)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["loss.patch_weight_start=1.0"],
+        ["loss.teacher_temperature=0.07", "loss.teacher_temperature_start=0.07"],
+        ["loss.patch_weight_start=0.5", "loss.patch_weight_warmup_fraction=0.1"],
+        ["loss.koleo_weight=0.1", "loss.center=sinkhorn", "train.batch_size=2"],
+        ["model.init=timm:vit_small_patch16_224", "model.init_heads=true"],
+        ["model.shared_head=true", "model.patch_prototypes=65536", "loss.patch_weight=0"],
+    ],
+)
+def test_what_contradicts_nothing_is_accepted_and_survives_writing(overrides: list[str]) -> None:
+    config = load_config(None, overrides)
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
 
 
 def test_cells_must_fill_views_and_hold_whole_patches() -> None:
@@ -122,6 +205,10 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
 def test_number_of_steps(epochs: float | None, steps: int | None, num_images: int, expected: int) -> None:
     config = Config.model_validate({"train": {"epochs": epochs, "steps": steps, "batch_size": 10}})
     assert config.train.num_steps(num_images) == expected
+
+
+def test_an_override_of_train_leaves_the_length() -> None:
+    assert load_config(None, ["train.batch_size=8"]).train.epochs == 100
 
 
 def test_without_a_length_it_says_what_to_give() -> None:

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from patchssl.backbones.vit import use_plain_attention, vit_tokens
 from patchssl.config import Config
+from patchssl.network import Network
 from patchssl.recipes import parse_config
 from patchssl.structs import BatchViews, Boxes, ViewGroup
-from patchssl.student_teacher import LossTerms, Network, StudentTeacher, clip_gradients, weight_decay_groups
+from patchssl.student_teacher import LossTerms, StudentTeacher
+from patchssl.updates import clip_gradients, weight_decay_groups
 
 TINY: dict[str, Any] = {
     "views": {"global_size": 16, "local_size": 8, "num_local": 3},

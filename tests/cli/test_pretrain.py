@@ -54,8 +54,12 @@ def test_a_run_from_start_to_end_and_its_folder(images: Path, tmp_path: Path) ->
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert list(config) == ["data", "views", "photometric", "model", "loss", "train", "log"]
     assert config["train"]["seed"] == 3
-    assert config["train"]["learning_rate"] == 5e-4
-    assert "5 steps of 4" in (run / "log.txt").read_text()
+    derived = {name: config["train"][name] for name in ("learning_rate", "ema_momentum", "warmup_fraction")}
+    assert derived == {"learning_rate": 3e-3, "ema_momentum": 0.9, "warmup_fraction": 0.1}
+    log = (run / "log.txt").read_text()
+    assert "5 steps of 4" in log
+    for name, value in derived.items():
+        assert f"train.{name} = {value:g}: DINO's " in log
     assert json.loads((run / "environment.json").read_text())["torch"]
     assert steps_in(run) == [0, 1, 2, 3, 4]
 
@@ -65,6 +69,19 @@ def test_resume_takes_the_configuration_of_the_run(images: Path, tmp_path: Path)
     assert main(["pretrain", str(images), "--output", str(run), *TINY]) == 0
     assert main(["pretrain", str(images), "--output", str(run), "--resume", "--set", "train.steps=8"]) == 0
     assert steps_in(run) == list(range(8))
+
+
+def test_what_was_derived_stays_when_a_run_is_resumed_for_longer(images: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    more = ["--set", "train.steps=300", "--set", "log.every_steps=100", "--set", "train.checkpoint_every_steps=100"]
+    assert main(["pretrain", str(images), "--output", str(run), *TINY]) == 0
+    before = yaml.safe_load((run / "config.yaml").read_text())["train"]
+    assert main(["pretrain", str(images), "--output", str(run), "--resume", *more]) == 0
+    after = yaml.safe_load((run / "config.yaml").read_text())["train"]
+    assert after["steps"] == 300
+    # Derived anew for 300 steps it would be 1 - 25 / 300.
+    assert (before["ema_momentum"], after["ema_momentum"]) == (0.9, 0.9)
+    assert (run / "log.txt").read_text().count("train.ema_momentum = ") == 1
 
 
 def start(images: Path, run: Path, *more: str) -> subprocess.Popen[str]:
@@ -132,7 +149,10 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(images: Path, tmp_pa
         (["MISSING"], "does not exist; give a folder of images"),
         (["IMAGES", "--set", "train.epohcs=1"], "unknown key train.epohcs; did you mean epochs?"),
         (["IMAGES", "--set", "views.global_size=30"], "global_size is 30 px, which the patch of 8 px does not divide"),
-        (["IMAGES", "--config", "nonsense"], "'nonsense' is neither a file nor a recipe; recipes: authors-cifar10"),
+        (
+            ["IMAGES", "--config", "nonsense"],
+            "'nonsense' is neither a file nor a recipe; recipes: authors, authors-cifar10",
+        ),
         (["IMAGES", "--set", "model.arch=vit_huge_patch99"], "'vit_huge_patch99' is unknown to timm"),
         (["IMAGES", "--set", "model.arch=swin_tiny_patch4_window7_224"], "pretraining takes ViTs"),
         (["IMAGES", "--set", "model.num_heads=5"], "cannot be built"),

@@ -1,0 +1,93 @@
+"""A backbone with its projection heads: pixels → tokens → projections."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from patchssl.backbones.vit import build_vit, vit_tokens
+from patchssl.config import Config
+from patchssl.heads import ProjectionHead
+from patchssl.structs import Projections
+
+
+@dataclass(frozen=True)
+class Projected:
+    """A network's answer to all views.
+
+    Attributes:
+        features: (B * V, D) class tokens of the global views, before the head.
+        cls: class tokens of all views.
+        patch: patches; None where none are distilled.
+    """
+
+    features: Tensor
+    cls: Projections
+    patch: Projections | None
+
+    @classmethod
+    def of(cls, outputs: tuple[Tensor, ...]) -> "Projected":
+        """From what a Network returns."""
+        features, *rest = outputs
+        return cls(features, Projections(*rest[:2]), Projections(*rest[2:]) if rest[2:] else None)
+
+    def kinds(self) -> dict[str, Projections]:
+        """By the name of the kind of token: "cls" and, where patches are distilled, "patch"."""
+        return {"cls": self.cls} | ({} if self.patch is None else {"patch": self.patch})
+
+
+class Network(nn.Module):
+    """A backbone with a projection head for the class token and one for patches."""
+
+    def __init__(self, config: Config, *, drop_path: float) -> None:
+        """Build with fresh weights; drop_path is the rate of stochastic depth."""
+        super().__init__()
+        model = config.model
+        self.backbone = build_vit(model, config.views.global_size, drop_path=drop_path)
+        width = self.backbone.num_features
+
+        def head(num_prototypes: int) -> ProjectionHead:
+            return ProjectionHead(
+                width,
+                num_prototypes,
+                hidden=model.head_hidden,
+                bottleneck=model.head_bottleneck,
+                fixed_norm=model.norm_last_layer,
+            )
+
+        self.cls_head = head(model.cls_prototypes)
+        self.with_patches = config.loss.patch_weight > 0
+        separate = self.with_patches and not model.shared_head
+        self.patch_head = head(model.patch_prototypes) if separate else None
+
+    def forward(self, pixels: Sequence[Tensor], kept: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
+        """Project class tokens and patches.
+
+        Args:
+            pixels: for each group (B * V, 3, side, side), normalised.
+            kept: for each group, the rows of (B * V * N) patches that are wanted; None for all.
+
+        Returns:
+            Class tokens of the first group; rows and prototypes of CLS and, unless patches are left out, of patches,
+            rows in the order of the groups. As plain tensors, since precision and device wrappers handle those.
+        """
+        cls, patches = [], []
+        for group, images in enumerate(pixels):
+            tokens = vit_tokens(self.backbone, images)
+            cls.append(tokens.cls)
+            if self.with_patches:
+                flat = tokens.patches.flatten(0, 1)  # (B * V * N, D)
+                patches.append(flat if kept is None else flat[kept[group]])
+        prototypes = self.cls_head.last_layer()
+        outputs = (cls[0], self.cls_head(torch.cat(cls)), prototypes)
+        if not self.with_patches:
+            return outputs
+        if self.patch_head is None:
+            return (*outputs, self.cls_head(torch.cat(patches)), prototypes)
+        return (*outputs, self.patch_head(torch.cat(patches)), self.patch_head.last_layer())
+
+    def prototype_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the last layers, which stay as they are in the first steps."""
+        heads = [self.cls_head] if self.patch_head is None else [self.cls_head, self.patch_head]
+        return [parameter for head in heads for parameter in head.last_layer.parameters()]
