@@ -21,6 +21,7 @@ from patchssl.environment import cpu_computes_bf16
 from patchssl.errors import CheckpointError, TrainingError
 from patchssl.monitor import MetricsFile, StepClock
 from patchssl.run_folder import list_unreadable
+from patchssl.same_network import check_same_network
 from patchssl.schedules import cosine, linear
 from patchssl.structs import SampleKeys, ViewGroup
 from patchssl.student_teacher import LossTerms, StudentTeacher
@@ -291,6 +292,7 @@ def _resume(run: Path, num_images: int, trainer: Trainer) -> int:
             f"{run} was trained on {content['num_images']} images, DATA holds {num_images}; the order of samples would "
             "differ: resume with the data that it began with"
         )
+    check_same_network(content, trainer.config, path)
     try:
         trainer.restore(content)
     except (RuntimeError, ValueError, KeyError) as error:

@@ -28,7 +28,8 @@ def load_backbone(
     seed: int = 0,
     arch: str | None = None,
     num_heads: int | None = None,
-    allow_partial: bool = False,
+    allow_partial: bool | None = False,
+    assumed_heads: int | None = None,
 ) -> Backbone:
     """Load the model that a SPEC names, in evaluation mode.
 
@@ -42,14 +43,21 @@ def load_backbone(
         seed: of fresh weights.
         arch: the architecture of a file that does not tell it: a name of timm, or DINO's `vit_small` and its kin.
         num_heads: the number of heads where neither file nor width tells it.
-        allow_partial: accept a file that does not fill the network; the rest keeps fresh weights.
+        allow_partial: accept a file that does not fill the network; the rest keeps fresh weights. None for False where
+            messages shall not offer it.
+        assumed_heads: the number of heads where neither file, width nor num_heads tells it.
 
     Raises:
         ConfigError: the SPEC is of no accepted form, or an option has no meaning for it.
         CheckpointError: the weights cannot be had or read, or do not fill the network.
     """
     options = LoadOptions(
-        checkpoint_key=checkpoint_key, seed=seed, arch=arch, num_heads=num_heads, allow_partial=allow_partial
+        checkpoint_key=checkpoint_key,
+        seed=seed,
+        arch=arch,
+        num_heads=num_heads,
+        allow_partial=allow_partial,
+        assumed_heads=assumed_heads,
     )
     parsed = parse_spec(spec)
     return LOADERS[parsed.kind](parsed, options).to(device)

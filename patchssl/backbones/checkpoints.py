@@ -26,7 +26,7 @@ class Network:
 
     Attributes:
         weights: by the backbone's own names, heads of flat files among them.
-        outside: names of weights that lie outside the backbone, as the file has them.
+        outside: weights that lie outside the backbone, by the file's names.
         checkpoint_key: `teacher` or `student` where the file tells.
         arch: the architecture that the file names, or None.
         marks: the other names that the file holds at its top, which help to tell its family.
@@ -34,7 +34,7 @@ class Network:
     """
 
     weights: Mapping[str, Tensor]
-    outside: tuple[str, ...]
+    outside: Mapping[str, Tensor]
     checkpoint_key: str | None
     arch: str | None
     marks: frozenset[str]
@@ -71,7 +71,7 @@ def pick_network(content: Mapping[str, Any], checkpoint_key: str | None, origin:
     centre = centre.get("center") if isinstance(centre, Mapping) else None
     return Network(
         weights=weights,
-        outside=tuple(outside),
+        outside=outside,
         checkpoint_key=name or None,
         arch=_arch(content),
         marks=frozenset(content),
@@ -116,15 +116,15 @@ def _by_prefix(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return {name: group for name, group in groups.items() if group} or {"": weights}
 
 
-def _unwrap(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def _unwrap(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Undo wrappers; what lies beside a `backbone.` comes second, by its name."""
     plain = {
         ".".join(part for part in name.split(".") if part not in _WRAPPERS): value for name, value in weights.items()
     }
     plain = _without(plain, _DISTRIBUTED)
-    outside: list[str] = []
+    outside: dict[str, Tensor] = {}
     while any(name.startswith(_BACKBONE) for name in plain):
-        outside += [name for name in plain if not name.startswith(_BACKBONE)]
+        outside |= {name: value for name, value in plain.items() if not name.startswith(_BACKBONE)}
         plain = {name.removeprefix(_BACKBONE): value for name, value in plain.items() if name.startswith(_BACKBONE)}
         plain = _without(plain, _DISTRIBUTED)
     return plain, outside

@@ -96,7 +96,12 @@ def _load_vit(spec: ModelSpec, network: Network, family: Family, name: str, opti
     weights, dropped = family.remap(network.weights)
     shape = anatomy(weights, spec.name)
     num_heads = num_heads_of(
-        shape, num_heads=options.num_heads, arch=options.arch, written=network.arch, origin=spec.name
+        shape,
+        num_heads=options.num_heads,
+        arch=options.arch,
+        written=network.arch,
+        origin=spec.name,
+        assumed=options.assumed_heads,
     )
     resampling = family.resampling[0 if shape.num_registers else 1]
     with fresh_weights(options.seed):

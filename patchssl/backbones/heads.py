@@ -1,5 +1,6 @@
 """How many heads the attention of a ViT has, which no weight tells."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 
 from patchssl.backbones.reference_vit import Anatomy
 from patchssl.errors import CheckpointError, ConfigError
+
+logger = logging.getLogger(__name__)
 
 _HEAD_WIDTH = 64
 _KNOWN_WIDTHS = (192, 384, 768, 1024, 1536)
@@ -43,8 +46,16 @@ def arch_name(shape: Anatomy) -> str:
     return f"vit_{size}_patch{shape.patch_px}{registers}"
 
 
-def num_heads_of(shape: Anatomy, *, num_heads: int | None, arch: str | None, written: str | None, origin: str) -> int:
-    """Find the number of heads: told, of a named architecture, of a usual width, or of the name in the file.
+def num_heads_of(
+    shape: Anatomy,
+    *,
+    num_heads: int | None,
+    arch: str | None,
+    written: str | None,
+    origin: str,
+    assumed: int | None = None,
+) -> int:
+    """Find the number of heads: told, of a named architecture, of a usual width, of the name in the file, or assumed.
 
     Args:
         shape: of the network in the file.
@@ -52,6 +63,7 @@ def num_heads_of(shape: Anatomy, *, num_heads: int | None, arch: str | None, wri
         arch: the architecture that the user says, of timm or one of `ARCHS`; the file must agree with it.
         written: the architecture that the file says.
         origin: the file, for messages.
+        assumed: what counts where nothing tells.
 
     Raises:
         CheckpointError: the file is not of that architecture, or nothing tells.
@@ -60,13 +72,13 @@ def num_heads_of(shape: Anatomy, *, num_heads: int | None, arch: str | None, wri
     told = _checked(arch, shape, origin) if arch is not None else None
     if num_heads is not None and told is not None and num_heads != told:
         raise ConfigError(f"--num-heads {num_heads} contradicts --arch {arch}, which has {told}; leave one of them out")
-    found = num_heads or told or _found(shape, written, origin)
+    found = num_heads or told or _found(shape, written, origin, assumed)
     if shape.dim % found:
         raise ConfigError(f"{found} heads do not divide the width {shape.dim} of {origin}; give a divisor of it")
     return found
 
 
-def _found(shape: Anatomy, written: str | None, origin: str) -> int:
+def _found(shape: Anatomy, written: str | None, origin: str, assumed: int | None) -> int:
     usual = shape.dim // _HEAD_WIDTH if shape.dim in _KNOWN_WIDTHS else None
     named = ARCHS.get(written or "")
     if usual is not None and named is not None and named.num_heads != usual:
@@ -75,6 +87,9 @@ def _found(shape: Anatomy, written: str | None, origin: str) -> int:
             f"usually has {usual}; say which with --num-heads N"
         )
     found = usual or (named.num_heads if named else None)
+    if found is None and assumed is not None:
+        logger.info("%s does not tell how many heads its attention has; taken: %d", origin, assumed)
+        return assumed
     if found is None or shape.dim % found:
         raise CheckpointError(
             f"{origin} is a ViT of width {shape.dim}, and no weight tells how many heads its attention has; give "

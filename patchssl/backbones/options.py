@@ -14,14 +14,16 @@ class LoadOptions:
         seed: of fresh weights.
         arch: the architecture of a file that does not tell it.
         num_heads: the same for the number of heads.
-        allow_partial: accept a file that does not fill the network.
+        allow_partial: accept a file that does not fill the network; None where a command does not offer that.
+        assumed_heads: the number of heads where nothing else tells it.
     """
 
     checkpoint_key: str | None = None
     seed: int = 0
     arch: str | None = None
     num_heads: int | None = None
-    allow_partial: bool = False
+    allow_partial: bool | None = False
+    assumed_heads: int | None = None
 
     def refuse(self, *names: str, spec: str, reason: str) -> None:
         """Refuse options that would change nothing.

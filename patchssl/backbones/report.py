@@ -53,7 +53,7 @@ def fill(
     advice: str,
     dropped: Sequence[str] = (),
     resampled: Sequence[str] = (),
-    allow_partial: bool = False,
+    allow_partial: bool | None = False,
 ) -> LoadReport:
     """Load weights into a network; each of them, and nothing else, must find its place.
 
@@ -65,7 +65,7 @@ def fill(
         advice: what to do where they do not fit.
         dropped: names of the file that were left out.
         resampled: names of weights that were resampled on the way.
-        allow_partial: fill what fits and leave the rest as it is.
+        allow_partial: fill what fits and leave the rest as it is; None for False where messages shall not offer it.
 
     Raises:
         CheckpointError: some do not fit, and allow_partial is off; or none does. It counts and names them.
@@ -83,7 +83,8 @@ def fill(
     )
     partial = bool(report.missing or report.unexpected or report.reshaped)
     if not matched or (partial and not allow_partial):
-        raise CheckpointError(_told(report, wanted, weights, origin=origin, arch=arch, advice=advice))
+        offered = f"{advice}; --allow-partial accepts what fits" if matched and allow_partial is not None else advice
+        raise CheckpointError(_told(report, wanted, weights, origin=origin, arch=arch, advice=offered))
     state = OrderedDict(matched)
     # Modules read from it which layout a state has; names and shapes have just shown that it is theirs.
     state._metadata = wanted._metadata  # type: ignore[attr-defined]
@@ -104,8 +105,7 @@ def _told(
     groups = {"missing": report.missing, "unexpected": report.unexpected, "of another shape": shapes}
     told = "; ".join(f"{len(names)} {what} ({listed(names)})" for what, names in groups.items() if names)
     num = sum(not name.endswith(_NO_WEIGHT) for name in wanted)
-    way_out = f"{advice}; --allow-partial accepts what fits" if report.matched else advice
-    return f"{origin} does not fit {arch}: of {num} backbone weights {len(report.matched)} match; {told}; {way_out}"
+    return f"{origin} does not fit {arch}: of {num} backbone weights {len(report.matched)} match; {told}; {advice}"
 
 
 def listed(names: Sequence[str], num: int = 3) -> str:

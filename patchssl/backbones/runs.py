@@ -21,6 +21,7 @@ from patchssl.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
+FAMILY = "patchssl"
 KEYS = ("teacher", "student")
 _PREFIX = "backbone."
 _STEP = re.compile(r"^step-(\d+)\.pt$")
@@ -55,7 +56,7 @@ def load_run(spec: ModelSpec, path: Path, options: LoadOptions) -> Backbone:
         network,
         ViTReader(),
         spec=spec.text,
-        family="patchssl",
+        family=FAMILY,
         arch=model.arch,
         dim=network.embed_dim,
         patch_px=model.patch_px,

@@ -38,6 +38,18 @@ if TYPE_CHECKING:
 @click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change one setting; may be repeated."
 )
+@click.option(
+    "--init",
+    metavar="SPEC",
+    help="Go on from a model of the configured architecture: RUN, FILE, timm:NAME … as for --model; see "
+    "`patchssl inspect --help`.",
+)
+@click.option(
+    "--init-heads/--no-init-heads",
+    default=None,
+    show_default="from the configuration",
+    help="Take the projection heads of --init as well, of a run or a training checkpoint; or start with fresh ones.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --output from its newest checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --output.")
 @click.option(
@@ -54,6 +66,8 @@ def pretrain(
     output: Path,
     source: str | None,
     overrides: tuple[str, ...],
+    init: str | None,
+    init_heads: bool | None,
     resume: bool,
     overwrite: bool,
     max_bad_fraction: float | None,
@@ -72,12 +86,16 @@ def pretrain(
     patchssl pretrain photos --output runs/photos --config imagenet100
     patchssl pretrain cifar10/train --output runs/c10 --config cifar10-cpu --set train.epochs=5
     patchssl pretrain cifar10/train --output runs/c10 --resume
+    patchssl pretrain photos --output runs/more --init runs/photos --config runs/photos/config.yaml --init-heads
+    patchssl pretrain photos --output runs/dino --init dino_deitsmall16_pretrain.pth
 
     Ctrl-C and SIGTERM save a checkpoint after the current step; --resume goes on exactly there.
     """  # noqa: D301 - the backslash is Click's mark for text that keeps its lines
     configure_logging(quiet=quiet)
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite contradict each other; give one of them")
+    if resume and (init is not None or init_heads is not None):
+        raise click.UsageError("--init is for the start of a run; --resume goes on from its checkpoint: leave one out")
     options = {
         "train.device": device,
         "train.precision": precision,
@@ -85,9 +103,16 @@ def pretrain(
         "train.batch_size": batch_size,
         "train.seed": seed,
         "data.max_bad_fraction": max_bad_fraction,
+        "model.init_heads": init_heads,
     }
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
+    import yaml
+
     from patchssl.recipes import load_config
+
+    if init is not None:
+        # Any text, which as it stands could mean something else in YAML.
+        given.append(f"model.init={yaml.safe_dump(init)}")
 
     if resume and source is None and (output / "config.yaml").is_file():
         source = str(output / "config.yaml")
@@ -108,6 +133,7 @@ def run_training(
     import torch
 
     from patchssl.derived import derive
+    from patchssl.initial import initialise, keep_initial
     from patchssl.pretrain import default_precision
     from patchssl.pretrain import pretrain as train
     from patchssl.run_folder import prepare_run
@@ -123,12 +149,20 @@ def run_training(
         workers = 1 if device == "cpu" else usable_workers()
     torch.manual_seed(config.train.seed)
     networks = StudentTeacher(config)
+    # All that may be refused is, before the run folder is touched.
+    initial = None if resume else initialise(networks, seed=config.train.seed)
+    if resume:
+        _check_checkpoint(output, config)
     prepare_run(output, config, device=device, resume=resume, overwrite=overwrite)
+    if not resume:
+        keep_initial(output, initial)
     logger = logging.getLogger(__name__)
     with log_file(output / "log.txt"):
         num_steps = config.train.num_steps(len(images))
         for line in derived.told:
             logger.info(line)
+        if initial is not None:
+            initial.log()
         logger.info(
             "%d images of %s; %d steps of %d; %s in %s, %d loader processes; run folder %s",
             len(images),
@@ -156,3 +190,13 @@ def run_training(
             logger.info("stopped after step %d of %d; go on with --resume", done, num_steps)
         else:
             logger.info("done; evaluate it: patchssl eval knn DATA --model %s", output)
+
+
+def _check_checkpoint(output: Path, config: "Config") -> None:
+    """Refuse to resume under another architecture while the run's own config.yaml still stands."""
+    from patchssl.checkpoint import load_checkpoint
+    from patchssl.same_network import check_same_network
+
+    latest = output / "checkpoints" / "latest"
+    if latest.exists():
+        check_same_network(load_checkpoint(latest, mapped=True), config, latest)

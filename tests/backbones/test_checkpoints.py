@@ -60,7 +60,7 @@ def test_only_whole_prefixes_are_taken_off() -> None:
 
 def test_what_lies_beside_the_backbone_is_listed() -> None:
     found = pick_network({"teacher": under("backbone.") | HEAD}, None, "file")
-    assert found.outside == ("head.mlp.0.weight",)
+    assert found.outside == {"head.mlp.0.weight": HEAD["head.mlp.0.weight"]}
 
 
 def test_student_and_teacher() -> None:

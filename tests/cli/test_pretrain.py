@@ -176,6 +176,20 @@ def test_bad_input_is_answered_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_refused_resume_leaves_the_configuration_of_the_run(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["pretrain", str(images), "--output", str(run), *TINY]) == 0
+    before = (run / "config.yaml").read_bytes()
+    resume = ["pretrain", str(images), "--output", str(run), "--resume"]
+    assert main([*resume, "--set", "model.cls_prototypes=16", "--set", "model.num_heads=4"]) == 1
+    told = capsys.readouterr().err
+    assert "model.num_heads is 2 in the checkpoint and 4 in the configuration; model.cls_prototypes is 12 in" in told
+    assert (run / "config.yaml").read_bytes() == before
+    assert main([*resume, "--set", "train.steps=6"]) == 0
+
+
 def test_contradicting_options_are_wrong_usage(images: Path, tmp_path: Path) -> None:
     assert main(["pretrain", str(images), "--output", str(tmp_path / "run"), "--resume", "--overwrite"]) == 2
     assert main(["pretrain", str(images)]) == 2
