@@ -111,9 +111,6 @@ LEFT_OUT = {
 # Keys that are not wired in yet.
 MISSING = {
     "photometric.teacher_patch_probability": "the teacher's copies are not augmented apart yet",
-    "model.init": "runs do not start from a model yet",
-    "model.init_heads": "runs do not start from a model yet",
-    "loss.koleo_weight": "KoLeo is not part of the loss yet",
 }
 
 Train = Callable[[str], list[float]]
