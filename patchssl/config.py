@@ -16,8 +16,9 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 PerKind = Annotated[tuple[Fraction, Fraction, Fraction], _repeated(3)]
 PerGlobal = Annotated[tuple[Fraction, Fraction], _repeated(2)]
-_TEACHER_TEMPERATURE = 0.04
 Range = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+
+_TEACHER_TEMPERATURE = 0.04
 
 
 class Section(BaseModel):
@@ -126,7 +127,7 @@ class ModelConfig(Section):
             )
         if self.init_heads and self.init is None:
             raise ValueError(
-                "init_heads is true and init names no model to take heads from; give init, or init_heads: false"
+                "init_heads is true and init names no model to take heads from; give init or init_heads: false"
             )
         return self
 
@@ -167,16 +168,16 @@ class LossConfig(Section):
             )
         if self.patch_weight == 0 and self.patch_weight_warmup_fraction:
             raise ValueError(
-                f"patch_weight is 0, so that there is no patch term to warm up over patch_weight_warmup_fraction "
-                f"({self.patch_weight_warmup_fraction}) of the steps; set that to 0, or patch_weight above 0"
+                "patch_weight is 0, so that there is no patch term to warm up over patch_weight_warmup_fraction "
+                f"({self.patch_weight_warmup_fraction}) of the steps; raise the former or set the latter to 0"
             )
         for name, unset in (("patch_weight", 0.0), ("teacher_temperature", _TEACHER_TEMPERATURE)):
             start, warmup = (getattr(self, f"{name}_{part}") for part in ("start", "warmup_fraction"))
             # A complete configuration holds the default as well, so the default cannot mean a wish.
             if not warmup and start not in (unset, getattr(self, name)):
                 raise ValueError(
-                    f"{name}_start is {start} and {name}_warmup_fraction 0, so that {name} is {getattr(self, name)} from "
-                    f"the first step; give {name}_warmup_fraction above 0, or leave {name}_start at {unset}"
+                    f"{name}_start is {start} and {name}_warmup_fraction 0, so that {name} is {getattr(self, name)} "
+                    f"from the first step; give {name}_warmup_fraction above 0, or leave {name}_start at {unset}"
                 )
         return self
 
@@ -184,10 +185,10 @@ class LossConfig(Section):
 class TrainConfig(Section):
     """Optimisation, length, hardware."""
 
-    epochs: Positive | None = Field(100, description="passes over the data; steps wins over it")
+    epochs: Positive | None = Field(100.0, description="passes over the data; steps wins over it")
     steps: Count | None = Field(None, description="optimizer steps in all")
     batch_size: Count = Field(64, description="images in a step")
-    learning_rate: Positive | None = Field(None, description="peak, as it is used; null: from the batch size")
+    learning_rate: Positive | None = Field(None, description="peak, as it is used; null: from batch size and width")
     final_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
     warmup_fraction: Fraction | None = Field(
         None, description="of all steps, linear from 0; null: from the number of steps and their epochs"
@@ -249,9 +250,9 @@ class Config(Section):
             )
         if self.loss.center == "sinkhorn":
             raise ValueError(
-                "loss.center is sinkhorn and train.batch_size 1: Sinkhorn-Knopp shares the prototypes out among the rows "
-                "of a batch, which are views of the same image and would be told apart; take train.batch_size of at "
-                "least 2, or loss.center kind"
+                "loss.center is sinkhorn and train.batch_size 1: Sinkhorn-Knopp shares the prototypes out among the "
+                "rows of a batch, which are views of the same image and would be told apart; take train.batch_size of "
+                "at least 2, or loss.center kind"
             )
         return self
 

@@ -112,10 +112,10 @@ def ema_momentum(batch_size: int, num_steps: int) -> DerivedValue:
     if longest < scaled:
         derivation += (
             f", {_momentum(scaled):g}, but at most 1 - {_HORIZONS_OF_A_RUN} / {num_steps:,}, "
-            f"so that the teacher looks back over no more than 1 / {_HORIZONS_OF_A_RUN} of the steps"
+            f"with which the teacher looks back over 1 / {_HORIZONS_OF_A_RUN} of the steps"
         )
     if min(scaled, longest) < _SMALLEST_MOMENTUM:
-        derivation += f", and at least {_SMALLEST_MOMENTUM:g}"
+        derivation += f", and at least {_SMALLEST_MOMENTUM:g}, over {1 / (1 - _SMALLEST_MOMENTUM):.0f} steps"
     return DerivedValue(_momentum(max(_SMALLEST_MOMENTUM, min(scaled, longest))), derivation)
 
 

@@ -25,7 +25,7 @@ def koleo(features: Tensor) -> Tensor:
     """
     if len(features) < 2:
         raise ValueError(
-            f"KoLeo compares the features of a batch with each other; {len(features)} came, give 2 or more"
+            f"KoLeo compares the features of a batch with each other: {len(features)} came, give 2 or more"
         )
     with torch.autocast(features.device.type, enabled=False):
         points = normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1, eps=_EPS)  # (B, D)

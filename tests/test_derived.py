@@ -88,7 +88,7 @@ def test_the_arithmetic_is_told_and_is_right() -> None:
         "train.learning_rate = 0.0015: DINO's 0.002 at a batch of 1,024, times sqrt(64 / 1,024), times 384 / 128 for a "
         "network narrower than ViT-S",
         "train.ema_momentum = 0.99432: DINO's 0.996 at a batch of 1,024, to the power of 64 / 1,024, 0.99975, but at "
-        "most 1 - 25 / 4,400, so that the teacher looks back over no more than 1 / 25 of the steps",
+        "most 1 - 25 / 4,400, with which the teacher looks back over 1 / 25 of the steps",
         "train.warmup_fraction = 0.1: DINO's 10 of 100 epochs, 440 of 4,400 steps",
     )
     assert 0.002 * math.sqrt(64 / 1024) * 384 / 128 == pytest.approx(0.0015)
@@ -101,18 +101,25 @@ def test_the_arithmetic_is_told_and_is_right() -> None:
         "train.warmup_fraction = 0.00305: 3,052 of 1,000,000 steps, the longer of 10 epochs (3,052 steps) and 1,000 "
         "steps, as 0.1 of all would be 100,000"
     )
-    assert derive(config(steps=30, batch_size=64), 100).told[1].endswith("of the steps, and at least 0.9")
+    assert (
+        derive(config(steps=30, batch_size=64), 100)
+        .told[1]
+        .endswith("1 / 25 of the steps, and at least 0.9, over 10 steps")
+    )
 
 
 def test_momentum_in_words_matches_its_own_number() -> None:
     derived = ema_momentum(32768, 1_000_000)
     assert derived.value == 0.9
-    assert derived.derivation == "DINO's 0.996 at a batch of 1,024, to the power of 32,768 / 1,024, and at least 0.9"
+    assert (
+        derived.derivation
+        == "DINO's 0.996 at a batch of 1,024, to the power of 32,768 / 1,024, and at least 0.9, over 10 steps"
+    )
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "ema_momentum", "warmup_fraction"])
 def test_what_is_given_stays_and_is_not_told(name: str) -> None:
-    derived = derive(config(steps=100, **{name: 0.5}), 1000)
+    derived = derive(parse_config({"train": {"steps": 100, name: 0.5}}), 1000)
     assert getattr(derived.config.train, name) == 0.5
     assert len(derived.told) == 2
     assert not any(line.startswith(f"train.{name} ") for line in derived.told)
@@ -164,12 +171,10 @@ def test_derived_values_are_valid_for_a_run_of_any_size(
 
 
 @given(SIZES, SIZES, WIDTHS, STEPS)
-def test_larger_batches_never_lower_the_rate_nor_raise_the_momentum(
-    one: int, other: int, width: int, steps: int
-) -> None:
+def test_larger_batches_never_lower_the_rate_or_raise_the_momentum(one: int, other: int, width: int, num: int) -> None:
     small, large = sorted((one, other))
     assert learning_rate(small, width).value <= learning_rate(large, width).value
-    assert ema_momentum(small, steps).value >= ema_momentum(large, steps).value
+    assert ema_momentum(small, num).value >= ema_momentum(large, num).value
 
 
 @given(STEPS, STEPS, SIZES, st.floats(1e-3, 1e6))

@@ -94,6 +94,7 @@ def test_a_run_folder_holds_what_the_contract_says(images: Path, tmp_path: Path)
     assert [line["step"] for line in lines] == list(range(7))
     wanted = {"epoch", "images", "loss", "loss_cls", "loss_patch", "lr", "weight_decay", "momentum", "images_per_s"}
     assert all(wanted <= set(line) for line in lines)
+    assert {line["patch_weight"] for line in lines} == {1.0}
     assert lines[-1]["images"] == 28
     assert all(line["loss"] == pytest.approx(line["loss_cls"] + line["loss_patch"], rel=1e-5) for line in lines)
     names = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
@@ -241,3 +242,60 @@ def test_scheduled_values_by_hand() -> None:
         [0.04, 0.05, 0.07, 0.07]
     )
     assert [scheduled(config, step, 10).prototypes_frozen for step in (0, 1)] == [True, False]
+
+
+def test_the_patch_weight_warms_up_and_the_loss_and_its_line_follow(images: Path, tmp_path: Path) -> None:
+    loss = {"patch_weight": 2.0, "patch_weight_start": 0.5, "patch_weight_warmup_fraction": 0.55}
+    lines = run(tiny(loss=loss), images, tmp_path / "run")
+    # round(0.55 * 7) = 4 steps from 0.5 to 2, the last with the full weight.
+    assert [line["patch_weight"] for line in lines] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0])
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["loss_cls"] + line["patch_weight"] * line["loss_patch"], rel=1e-5)
+
+
+WARMING = {
+    "learning_rate": (0.0, 1.0),
+    "teacher_temperature": (0.02, 0.07),
+    "patch_weight": (0.25, 2.0),
+}
+
+
+def warming(fraction: float) -> Config:
+    """Everything that warms up, over the same part of the steps."""
+    return tiny(
+        train={"learning_rate": 1.0, "warmup_fraction": fraction, "ema_momentum": 0.9},
+        loss={
+            "teacher_temperature": 0.07,
+            "teacher_temperature_start": 0.02,
+            "teacher_temperature_warmup_fraction": fraction,
+            "patch_weight": 2.0,
+            "patch_weight_start": 0.25,
+            "patch_weight_warmup_fraction": fraction,
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "num_warmup_steps"), [(1, 0), (7, 0), (1, 1), (2, 1), (2, 2), (3, 2), (3, 3), (7, 5)]
+)
+def test_short_warmups_begin_at_the_start_and_end_at_the_full_value(num_steps: int, num_warmup_steps: int) -> None:
+    config = warming((num_warmup_steps or 0.4) / num_steps)  # 0.4 of a step is rounded to none
+    steps = [scheduled(config, step, num_steps) for step in range(num_steps)]
+    for name, (start, full) in WARMING.items():
+        values = [getattr(step, name) for step in steps]
+        # A warm-up of a single step has room for the full value only, one of none is no warm-up.
+        assert values[0] == pytest.approx(start if num_warmup_steps > 1 else full)
+        assert values[max(0, num_warmup_steps - 1)] == pytest.approx(full)
+        rising = values[: max(1, num_warmup_steps)]
+        assert rising == sorted(rising)
+        if name != "learning_rate":
+            assert values[num_warmup_steps:] == pytest.approx([full] * (num_steps - num_warmup_steps))
+
+
+def test_schedules_by_hand_over_five_steps() -> None:
+    steps = [scheduled(warming(0.6), step, 5) for step in range(5)]  # 3 steps of warm-up
+    assert [step.teacher_temperature for step in steps] == pytest.approx([0.02, 0.045, 0.07, 0.07, 0.07])
+    assert [step.patch_weight for step in steps] == pytest.approx([0.25, 1.125, 2, 2, 2])
+    # Then half a cosine over 2 steps: 1, and halfway to 1e-6.
+    assert [step.learning_rate for step in steps] == pytest.approx([0, 0.5, 1, 1, 0.5], abs=1e-5)
+    assert steps[0].momentum == 0.9

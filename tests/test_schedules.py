@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from patchssl.schedules import cosine, linear
 
@@ -36,3 +38,26 @@ def test_by_hand() -> None:
 def test_a_warmup_of_everything_and_of_one_step() -> None:
     assert cosine(4, base=2.0, final=0.0, num_steps=5, num_warmup_steps=5) == 2
     assert cosine(0, base=2.0, final=0.0, num_steps=5, num_warmup_steps=1) == 2
+
+
+def test_lines_of_one_and_two_steps() -> None:
+    assert [linear(step, start=1.0, final=3.0, num_steps=1) for step in (0, 1)] == [3, 3]
+    assert [linear(step, start=1.0, final=3.0, num_steps=2) for step in (0, 1, 2)] == [1, 3, 3]
+
+
+@given(st.integers(1, 40), st.integers(0, 40), st.floats(-5, 5), st.floats(-5, 5), st.floats(-5, 5))
+def test_they_stay_between_their_ends_and_turn_at_the_end_of_the_warmup(
+    num_steps: int, num_warmup_steps: int, start: float, base: float, final: float
+) -> None:
+    num_warmup_steps = min(num_steps, num_warmup_steps)
+    options = {"base": base, "final": final, "start": start}
+    values = [
+        cosine(step, num_steps=num_steps, num_warmup_steps=num_warmup_steps, **options) for step in range(num_steps)
+    ]
+    rising, falling = values[:num_warmup_steps], values[num_warmup_steps:]
+    assert rising == pytest.approx(sorted(rising, reverse=start > base))
+    assert falling == pytest.approx(sorted(falling, reverse=base > final))
+    assert values[max(0, num_warmup_steps - 1)] == pytest.approx(base)
+    line = [linear(step, start=start, final=base, num_steps=num_warmup_steps) for step in range(num_steps)]
+    assert line[num_warmup_steps:] == [base] * (num_steps - num_warmup_steps)
+    assert num_warmup_steps < 2 or line[0] == start

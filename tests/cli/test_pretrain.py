@@ -151,7 +151,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(images: Path, tmp_pa
         (["IMAGES", "--set", "views.global_size=30"], "global_size is 30 px, which the patch of 8 px does not divide"),
         (
             ["IMAGES", "--config", "nonsense"],
-            "'nonsense' is neither a file nor a recipe; recipes: authors, authors-cifar10",
+            "'nonsense' is neither a file nor a recipe; recipes: authors, authors-ci",
         ),
         (["IMAGES", "--set", "model.arch=vit_huge_patch99"], "'vit_huge_patch99' is unknown to timm"),
         (["IMAGES", "--set", "model.arch=swin_tiny_patch4_window7_224"], "pretraining takes ViTs"),
