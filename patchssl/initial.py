@@ -70,8 +70,6 @@ def initialise(networks: StudentTeacher, *, seed: int) -> Initial | None:
     config = networks.config
     spec = config.model.init
     if spec is None:
-        if config.model.init_heads:
-            raise ConfigError("model.init_heads is true and model.init is null; name the model by --init SPEC")
         return None
     target = networks.student.backbone
     _check_before_loading(spec, target, config)

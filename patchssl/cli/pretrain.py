@@ -22,6 +22,8 @@ from patchssl.cli.progress import training_progress
 if TYPE_CHECKING:
     from patchssl.config import Config
     from patchssl.data.images import ImageSource
+    from patchssl.initial import Initial
+    from patchssl.student_teacher import StudentTeacher
 
 
 @click.command()
@@ -133,10 +135,8 @@ def run_training(
     import torch
 
     from patchssl.derived import derive
-    from patchssl.initial import initialise, keep_initial
     from patchssl.pretrain import default_precision
     from patchssl.pretrain import pretrain as train
-    from patchssl.run_folder import prepare_run
     from patchssl.student_teacher import StudentTeacher
 
     derived = derive(config, len(images))
@@ -149,13 +149,7 @@ def run_training(
         workers = 1 if device == "cpu" else usable_workers()
     torch.manual_seed(config.train.seed)
     networks = StudentTeacher(config)
-    # All that may be refused is, before the run folder is touched.
-    initial = None if resume else initialise(networks, seed=config.train.seed)
-    if resume:
-        _check_checkpoint(output, config)
-    prepare_run(output, config, device=device, resume=resume, overwrite=overwrite)
-    if not resume:
-        keep_initial(output, initial)
+    initial = _prepare(networks, output, device=device, resume=resume, overwrite=overwrite)
     logger = logging.getLogger(__name__)
     with log_file(output / "log.txt"):
         num_steps = config.train.num_steps(len(images))
@@ -192,11 +186,20 @@ def run_training(
             logger.info("done; evaluate it: patchssl eval knn DATA --model %s", output)
 
 
-def _check_checkpoint(output: Path, config: "Config") -> None:
-    """Refuse to resume under another architecture while the run's own config.yaml still stands."""
+def _prepare(
+    networks: "StudentTeacher", output: Path, *, device: str, resume: bool, overwrite: bool
+) -> "Initial | None":
+    """Fill networks from the model of --init and prepare the run folder, which an error leaves as it was."""
     from patchssl.checkpoint import load_checkpoint
+    from patchssl.initial import initialise, keep_initial
+    from patchssl.run_folder import prepare_run
     from patchssl.same_network import check_same_network
 
-    latest = output / "checkpoints" / "latest"
-    if latest.exists():
+    config, latest = networks.config, output / "checkpoints" / "latest"
+    initial = None if resume else initialise(networks, seed=config.train.seed)
+    if resume and latest.exists():
         check_same_network(load_checkpoint(latest, mapped=True), config, latest)
+    prepare_run(output, config, device=device, resume=resume, overwrite=overwrite)
+    if not resume:
+        keep_initial(output, initial)
+    return initial

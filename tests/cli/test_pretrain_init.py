@@ -124,7 +124,7 @@ def test_a_model_for_other_colours_is_warned_of(images: Path, tmp_path: Path) ->
         ("null", {}, "there is no folder or file 'null'"),
         ("a: {b", {}, "there is no folder or file 'a: {b'"),
         ("12", {}, "there is no folder or file '12'"),
-        (None, {"model.init_heads": "true"}, "model.init_heads is true and model.init is null"),
+        (None, {"model.init_heads": "true"}, "init_heads is true and init names no model to take heads from"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line_before_there_is_a_folder(
