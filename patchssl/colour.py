@@ -45,7 +45,7 @@ def plan_jitter(amounts: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor]
         order: (M, 4) int64, a permutation of 0 to 3 for each image: which adjustment is made first, second, ...
 
     Returns:
-        Blends (M, 3, 3) and turn (M,) of a JitterPlan, and (M,) int64 how many of an image's blends come before its hue.
+        Blends (M, 3, 3) and turn (M,) of a JitterPlan, and (M,) int64 how many blends of an image precede its hue.
     """
     is_hue = order == _HUE
     which = order[~is_hue].view(-1, 3)
@@ -111,7 +111,7 @@ def turn_hue_(pixels: Tensor, turn: Tensor) -> Tensor:
 
 def luma(pixels: Tensor) -> Tensor:
     """Weigh the channels (M, 3, h, w) as the eye does, to (M, 1, h, w)."""
-    red, green, blue = pixels.split(1, dim=1)
+    red, green, blue = pixels[:, :1], pixels[:, 1:2], pixels[:, 2:]
     return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
 
 

@@ -266,5 +266,6 @@ def normalise(pixels: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequen
 
 def normalise_(pixels: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
     """The same in place."""
-    shift, scale = (torch.tensor(values, dtype=pixels.dtype, device=pixels.device) for values in (mean, std))
-    return pixels.sub_(shift[:, None, None]).div_(scale[:, None, None])
+    values = torch.tensor([mean, std], dtype=pixels.dtype).to(pixels.device, non_blocking=True)
+    shift, scale = values[..., None, None]
+    return pixels.sub_(shift).div_(scale)

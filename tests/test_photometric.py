@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchssl.errors import ConfigError
-from patchssl.cells import from_cells, to_cells
+from patchssl.cells import to_cells
 from patchssl.colour import plan_jitter
+from patchssl.errors import ConfigError
 from patchssl.photometric import DINO, PhotometricSettings, augment, normalise
 from patchssl.structs import SampleKeys
 
@@ -49,7 +49,7 @@ def test_a_view_depends_on_nothing_but_itself(patch_probability: float) -> None:
 
 
 @pytest.mark.parametrize(("side", "cell_px", "num"), [(96, 16, 40), (98, 14, 30), (224, 32, 7)])
-def test_sides_of_training_neither(side: int, cell_px: int, num: int) -> None:
+def test_nor_does_it_at_the_sides_of_training(side: int, cell_px: int, num: int) -> None:
     """More views than are taken at a time, blurred by blocks."""
     settings = replace(EVERYTHING, patch_probability=0.5, cell_px=cell_px)
     pixels, keys = images(num, side), keys_of(num)
@@ -86,18 +86,6 @@ def test_changing_a_cell_leaves_all_others_as_they_were() -> None:
     differs = (to_cells(before, 8) != to_cells(after, 8)).flatten(1).any(1).reshape(8, 16)
     assert differs[:, 6].all()
     assert differs.sum() == 8
-
-
-def test_cells_and_back() -> None:
-    pixels = torch.arange(2 * 3 * 6 * 6).reshape(2, 3, 6, 6)
-    cells = to_cells(pixels, 2)
-    assert cells.shape == (18, 3, 2, 2)
-    assert torch.equal(cells[9 + 5], pixels[1, :, 2:4, 4:6])
-    assert torch.equal(from_cells(cells, 6), pixels)
-    assert to_cells(pixels[:0], 2).shape == (0, 3, 2, 2)
-    assert from_cells(to_cells(pixels[:0], 2), 6).shape == (0, 3, 6, 6)
-    with pytest.raises(ConfigError, match="cells of 4 px do not fill views of 6 px"):
-        to_cells(pixels, 4)
 
 
 def test_no_views() -> None:
