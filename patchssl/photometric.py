@@ -15,11 +15,12 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from patchssl.blur import gaussian_blur
-from patchssl.colour import ADJUSTMENTS, jitter, solarise, to_greyscale
+from patchssl.cells import check_cells, from_cells, to_cells
+from patchssl.colour import ADJUSTMENTS, plan_jitter
 from patchssl.draws import uniforms
 from patchssl.errors import ConfigError
-from patchssl.structs import SampleKeys
+from patchssl.structs import SampleKeys, as_float
+from patchssl.units import UnitParameters, apply_
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -29,6 +30,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 NUM_UNIT_UNIFORMS = 10
 
 _ORDERS = tuple(permutations(range(len(ADJUSTMENTS))))
+
+# What a CPU core changes at a time, so that it stays in its caches from the first operation to the last.
+_PIECE_BYTES = 3 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,6 +92,54 @@ DINO = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class ViewNumbers:
+    """The uniform numbers of M views, which decide all that happens to them.
+
+    Those that choose the mode and those of each mode are apart, so a view's two modes are independent of each other and
+    both stay what they are whatever the probability of patch mode.
+
+    Attributes:
+        seed: the run's seed.
+        keys: the samples of the M views.
+        stream: of random numbers, one for all or (M,), that nothing else draws from.
+        drawn: (M, 1 + NUM_UNIT_UNIFORMS) for the mode and for image mode, on the CPU.
+    """
+
+    seed: int
+    keys: SampleKeys
+    stream: int | Tensor
+    drawn: Tensor
+
+    @classmethod
+    def draw(cls, seed: int, keys: SampleKeys, stream: int | Tensor) -> "ViewNumbers":
+        """Draw them on the CPU, so that no GPU is waited for to learn how many views do what."""
+        return cls(seed, keys, stream, uniforms(seed, keys, stream, 1 + NUM_UNIT_UNIFORMS, device="cpu"))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, rows: Tensor) -> "ViewNumbers":
+        """Select views."""
+        stream = self.stream if isinstance(self.stream, int) else self.stream[rows]
+        return ViewNumbers(self.seed, self.keys[rows], stream, self.drawn[rows])
+
+    def in_patch_mode(self, probability: float) -> Tensor:
+        """Which views (M,) are in patch mode."""
+        return self.drawn[:, 0] < probability
+
+    def of_images(self) -> Tensor:
+        """What image mode takes, (M, NUM_UNIT_UNIFORMS)."""
+        return self.drawn[:, 1:]
+
+    def of_cells(self, num_cells: int) -> Tensor:
+        """What patch mode takes for all cells, view by view: (M * num_cells, NUM_UNIT_UNIFORMS)."""
+        first = self.drawn.shape[1]
+        num = first + NUM_UNIT_UNIFORMS * num_cells
+        drawn = uniforms(self.seed, self.keys, self.stream, num, device="cpu")
+        return drawn[:, first:].reshape(-1, NUM_UNIT_UNIFORMS)
+
+
 def augment(
     pixels: Tensor, settings: PhotometricSettings, *, seed: int, keys: SampleKeys, stream: int | Tensor
 ) -> Tensor:
@@ -96,7 +148,7 @@ def augment(
     What happens to a view follows from (seed, key, stream) alone: not from the rest of the batch, nor its order.
 
     Args:
-        pixels: (M, 3, side, side) float in [0, 1].
+        pixels: (M, 3, side, side) uint8, or float in [0, 1].
         settings: for these views.
         seed: the run's seed.
         keys: the samples of the M views.
@@ -111,76 +163,92 @@ def augment(
     """
     if len(keys) != len(pixels):
         raise ValueError(f"{len(keys)} keys for {len(pixels)} views; give the key of each view's sample")
-    drawn = uniforms(seed, keys, stream, 1 + NUM_UNIT_UNIFORMS, device=pixels.device)
-    patch_mode = drawn[:, 0] < settings.patch_probability
-    augmented = pixels.clone()
-    rows = _rows(~patch_mode)
-    augmented.index_copy_(0, rows, _apply(pixels.index_select(0, rows), drawn[rows, 1:], settings))
     if settings.patch_probability > 0:
-        rows = _rows(patch_mode)
-        cells = to_cells(pixels.index_select(0, rows), settings.cell_px)
-        # The numbers after those of image mode, so that both modes are independent of each other.
-        first, each = drawn.shape[1], NUM_UNIT_UNIFORMS * (pixels.shape[-1] // settings.cell_px) ** 2
-        here = rows.to(keys.index.device)
-        streams = stream if isinstance(stream, int) else stream[rows.to(stream.device)]
-        drawn = uniforms(seed, keys[here], streams, first + each, device=pixels.device)[:, first:]
-        cells = _apply(cells, drawn.reshape(-1, NUM_UNIT_UNIFORMS), settings)
-        augmented.index_copy_(0, rows, from_cells(cells, pixels.shape[-1]))
+        check_cells(pixels.shape[-1], settings.cell_px)
+    numbers = ViewNumbers.draw(seed, keys, stream)
+    patch_mode = numbers.in_patch_mode(settings.patch_probability)
+    augmented = torch.empty(
+        pixels.shape, dtype=pixels.dtype if pixels.is_floating_point() else torch.float32, device=pixels.device
+    )
+    fill(augmented, pixels, torch.arange(len(pixels)), numbers, patch_mode, settings)
     return augmented
 
 
-def normalise(pixels: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
-    """Shift and scale the channels of (..., 3, h, w) to the numbers that a network expects, by default ImageNet's."""
-    shift, scale = (torch.tensor(values, dtype=pixels.dtype, device=pixels.device) for values in (mean, std))
-    return (pixels - shift[:, None, None]).div_(scale[:, None, None])
+def fill(
+    augmented: Tensor,
+    pixels: Tensor,
+    rows: Tensor,
+    numbers: ViewNumbers,
+    patch_mode: Tensor,
+    settings: PhotometricSettings,
+    finish: Callable[[Tensor], Tensor] = lambda views: views,
+) -> None:
+    """Augment some views of a batch and write them to their places in another.
 
-
-def to_cells(pixels: Tensor, cell_px: int) -> Tensor:
-    """Cut square views into square cells.
+    On a CPU views go through all operations a few at a time, so that their pixels stay in the caches.
 
     Args:
-        pixels: (M, C, side, side).
-        cell_px: side of a cell.
-
-    Returns:
-        (M * cells, C, cell_px, cell_px), the cells of a view row-major.
-
-    Raises:
-        ConfigError: the cells would not fill the view.
+        augmented: (N, 3, side, side) float, whose rows are overwritten.
+        pixels: (N, 3, side, side) uint8, or float in [0, 1].
+        rows: (M,) int64 on the CPU, which views.
+        numbers: of the M views.
+        patch_mode: (M,) bool on the CPU, which of them are augmented cell by cell.
+        settings: for these views; its patch_probability is not looked at.
+        finish: what is done to the augmented views last; it may change them in place.
     """
-    side = pixels.shape[-1]
-    if side % cell_px:
-        raise ConfigError(f"cells of {cell_px} px do not fill views of {side} px; take a divisor of {side}")
-    num = side // cell_px
-    cells = pixels.reshape(*pixels.shape[:2], num, cell_px, num, cell_px)
-    return cells.permute(0, 2, 4, 1, 3, 5).reshape(-1, pixels.shape[1], cell_px, cell_px)
+    cell_px = settings.cell_px
+    for cellwise in (False, True):
+        chosen = (patch_mode == cellwise).nonzero().squeeze(-1)
+        if not len(chosen):
+            continue
+        num_cells = (pixels.shape[-1] // cell_px) ** 2 if cellwise else 1
+        ours = numbers[chosen]
+        parameters = _parameters(ours.of_cells(num_cells) if cellwise else ours.of_images(), settings)
+        num_views = _views_at_a_time(augmented)
+        for first, places in enumerate(chosen.split(num_views)):
+            of_these = parameters[first * num_views * num_cells :][: len(places) * num_cells]
+            order = of_these.sorting()
+            units, to = of_these[order], rows[places] if cellwise else rows[places[order]]
+            to = to.to(pixels.device, non_blocking=True)
+            views = pixels.index_select(0, to)
+            views = _cellwise(views, units, order, settings) if cellwise else _apply(as_float(views), units, settings)
+            augmented.index_copy_(0, to, finish(views))
 
 
-def from_cells(cells: Tensor, side: int) -> Tensor:
-    """Put the cells (M * cells, C, cell_px, cell_px) of `to_cells` together again, to (M, C, side, side)."""
-    num_channels, cell_px = cells.shape[1:3]
-    num = side // cell_px
-    pixels = cells.reshape(len(cells) // num**2, num, num, num_channels, cell_px, cell_px)
-    return pixels.permute(0, 3, 1, 4, 2, 5).reshape(-1, num_channels, side, side)
+def _cellwise(views: Tensor, parameters: UnitParameters, order: Tensor, settings: PhotometricSettings) -> Tensor:
+    """Augment the cells of views (M, 3, side, side), with parameters of their cells in the order given."""
+    cells = to_cells(views, settings.cell_px).index_select(0, order.to(views.device, non_blocking=True))
+    changed = _apply(as_float(cells), parameters, settings)
+    back = order.argsort().to(views.device, non_blocking=True)
+    return from_cells(changed.index_select(0, back), views.shape[-1])
 
 
-def _apply(units: Tensor, drawn: Tensor, settings: PhotometricSettings) -> Tensor:
-    """Augment the units (M, 3, h, w), in place, as the numbers drawn for them (M, NUM_UNIT_UNIFORMS) say."""
-    drawn = drawn.to(units.dtype)
+def _apply(units: Tensor, parameters: UnitParameters, settings: PhotometricSettings) -> Tensor:
+    radius_px, threshold = math.ceil(3 * settings.blur_sigma[1]), settings.solarise_threshold
+    return apply_(units, parameters, blur_radius_px=radius_px, solarise_threshold=threshold)
+
+
+def _views_at_a_time(augmented: Tensor) -> int:
+    if augmented.device.type != "cpu":
+        return max(1, len(augmented))
+    return max(1, _PIECE_BYTES * torch.get_num_threads() // (augmented[:1].nbytes or 1))
+
+
+def _parameters(drawn: Tensor, settings: PhotometricSettings) -> UnitParameters:
+    """What happens to units whose numbers (M, NUM_UNIT_UNIFORMS) were drawn."""
     jittered, order, *amounts, greyed, blurred, sigma, solarised = drawn.unbind(1)
-    amount = _amounts(torch.stack(amounts, dim=1), settings)
-    orders = torch.tensor(_ORDERS, device=units.device)[(order * len(_ORDERS)).long()]
+    orders = torch.tensor(_ORDERS)[(order * len(_ORDERS)).long()]
+    blends, turn, num_before = plan_jitter(_amounts(torch.stack(amounts, dim=1), settings), orders)
     least, greatest = settings.blur_sigma
-    sigma = least + sigma * (greatest - least)
-    radius_px = math.ceil(3 * greatest)
-
-    _change(units, jittered < settings.jitter_probability, lambda some, rows: jitter(some, amount[rows], orders[rows]))
-    _change(units, greyed < settings.greyscale_probability, lambda some, _: to_greyscale(some))
-    _change(units, blurred < settings.blur_probability, lambda some, rows: gaussian_blur(some, sigma[rows], radius_px))
-    _change(
-        units, solarised < settings.solarise_probability, lambda some, _: solarise(some, settings.solarise_threshold)
+    return UnitParameters(
+        blends=blends,
+        turn=turn,
+        num_before=num_before.where(jittered < settings.jitter_probability, -1),
+        greyed=greyed < settings.greyscale_probability,
+        blurred=blurred < settings.blur_probability,
+        sigma=least + sigma * (greatest - least),
+        solarised=solarised < settings.solarise_probability,
     )
-    return units
 
 
 def _amounts(drawn: Tensor, settings: PhotometricSettings) -> Tensor:
@@ -191,12 +259,13 @@ def _amounts(drawn: Tensor, settings: PhotometricSettings) -> Tensor:
     return low + drawn * (high - low)
 
 
-def _change(units: Tensor, chosen: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Replace the chosen units by `change(units[rows], rows)`, in place."""
-    rows = _rows(chosen)
-    if len(rows):
-        units.index_copy_(0, rows, change(units.index_select(0, rows), rows))
+def normalise(pixels: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
+    """Shift and scale the channels of (..., 3, h, w) to the numbers that a network expects, by default ImageNet's."""
+    return normalise_(pixels.clone(), mean, std)
 
 
-def _rows(chosen: Tensor) -> Tensor:
-    return chosen.nonzero().squeeze(-1)
+def normalise_(pixels: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
+    """The same in place."""
+    values = torch.tensor([mean, std], dtype=pixels.dtype).to(pixels.device, non_blocking=True)
+    shift, scale = values[..., None, None]
+    return pixels.sub_(shift).div_(scale)

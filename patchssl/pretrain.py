@@ -125,7 +125,14 @@ class Trainer:
     def losses(self, decoded: Sequence[ViewGroup], keys: SampleKeys, values: StepValues) -> LossTerms:
         """Augment the views of a batch and compute their loss."""
         seed = self.config.train.seed
-        views = prepare_views(decoded, keys, self._settings, seed=seed, device=self.fabric.device)
+        views = prepare_views(
+            decoded,
+            keys,
+            self._settings,
+            seed=seed,
+            device=self.fabric.device,
+            teacher_patch_probability=self.config.photometric.teacher_patch_probability,
+        )
         with self.fabric.autocast():
             return self.networks.losses(
                 views,

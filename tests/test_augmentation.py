@@ -1,5 +1,7 @@
 """From decoded views to normalised ones: the settings by kind of view, and what a view depends on."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,8 @@ from patchssl.config import PhotometricConfig
 from patchssl.draws import uniforms
 from patchssl.errors import ConfigError
 from patchssl.photometric import DINO, IMAGENET_MEAN, IMAGENET_STD, PhotometricSettings
-from patchssl.structs import Boxes, SampleKeys, ViewGroup
+from patchssl.structs import BatchViews, Boxes, SampleKeys, ViewGroup
+from patchssl.units import apply_
 
 CPU = torch.device("cpu")
 NOTHING = {
@@ -166,7 +169,7 @@ def test_streams_do_not_meet_those_of_the_geometry(monkeypatch: pytest.MonkeyPat
     """Geometry draws from streams below 2**16, one a view; here every view of a sample has one of its own above."""
     used: list[int] = []
 
-    def recorded(seed: int, of: SampleKeys, stream: Tensor, num: int, *, device: torch.device) -> Tensor:
+    def recorded(seed: int, of: SampleKeys, stream: Tensor, num: int, *, device: str) -> Tensor:
         used.extend(stream.tolist())
         return uniforms(seed, of, stream, num, device=device)
 
@@ -229,3 +232,85 @@ def test_a_change_inside_a_cell_stays_there() -> None:
 def test_cells_must_fill_every_view() -> None:
     with pytest.raises(ConfigError, match="cells of 8 px do not fill views of 12 px; take a divisor of 12"):
         prepare([group(1, 2, 16), group(1, 2, 12)], keys(0), config(patch_probability=0.5))
+
+
+def both(student: float, teacher: tuple[float, float] | None, index: tuple[int, ...] = tuple(range(12))) -> BatchViews:
+    pictures = [group(12, 3, 16), group(12, 2, 8)]
+    chosen = list(index)
+    some = [ViewGroup(part.pixels[chosen], part.boxes[chosen]) for part in pictures]
+    settings = view_settings(config(patch_probability=student), 8)
+    return prepare_views(some, keys(*index), settings, seed=0, device=CPU, teacher_patch_probability=teacher)
+
+
+def test_the_teacher_sees_the_students_pixels_unless_modes_differ() -> None:
+    for student, teacher in ((0.5, None), (0.5, (0.5, 0.5)), (0.0, (0.0, 0.0)), (1.0, (1.0, 1.0))):
+        views = both(student, teacher)
+        assert views.teacher is views.student[0]
+
+
+@pytest.mark.parametrize("student", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("teacher", [0.0, 0.6, 1.0])
+def test_each_side_is_in_the_mode_of_its_own_probability(student: float, teacher: float) -> None:
+    """Every copy is, to the bit, the image or the patch version of its view, as the number of that view says."""
+    images, patches = both(0.0, None).teacher.pixels, both(1.0, None).teacher.pixels
+    views = both(student, (teacher, teacher))
+    streams = (1 << 16) + torch.arange(3)
+    numbers = torch.stack([uniforms(0, keys(*range(12)), int(stream), 1)[:, 0] for stream in streams], dim=1)  # (B, V)
+    for side, probability in ((views.student[0], student), (views.teacher, teacher)):
+        cellwise = (numbers < probability)[..., None, None, None]
+        assert torch.equal(side.pixels, torch.where(cellwise, patches, images))
+    if {student, teacher} == {0.3, 0.6}:
+        agree = ((numbers < student) == (numbers < teacher)).float().mean()
+        assert 0 < agree < 1
+    assert views.teacher.boxes is views.student[0].boxes
+
+
+def test_the_teachers_first_and_other_views_have_probabilities_of_their_own() -> None:
+    images, patches = both(0.0, None).teacher.pixels, both(1.0, None).teacher.pixels
+    for first, others in ((0.0, 1.0), (1.0, 0.0)):
+        seen = both(0.5, (first, others)).teacher.pixels
+        assert torch.equal(seen[:, 0], (patches if first else images)[:, 0])
+        assert torch.equal(seen[:, 1:], (patches if others else images)[:, 1:])
+
+
+def test_only_views_whose_modes_differ_are_augmented_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 0.5 and 0 those that the student sees in patch mode, and nothing of them drawn anew but their mode."""
+    augmented: list[int] = []
+
+    def counted(given: Tensor, *others: Any, **named: Any) -> Tensor:
+        augmented.append(len(given))
+        return apply_(given, *others, **named)
+
+    monkeypatch.setattr("patchssl.photometric.apply_", counted)
+    streams = (1 << 16) + torch.arange(3)
+    numbers = torch.stack([uniforms(0, keys(*range(12)), int(stream), 1)[:, 0] for stream in streams], dim=1)
+    both(0.5, None)
+    alone = sum(augmented)
+    augmented.clear()
+    both(0.5, (0.0, 0.0))
+    assert sum(augmented) - alone == int((numbers < 0.5).sum()) > 0
+
+
+def test_the_teachers_copies_depend_on_their_key_and_number_only() -> None:
+    index = (7, 2, 11)
+    assert torch.equal(both(0.5, (0.0, 0.7), index).teacher.pixels, both(0.5, (0.0, 0.7)).teacher.pixels[list(index)])
+
+
+@pytest.mark.parametrize(
+    ("teacher", "words"),
+    [
+        ((0.5,), r"teacher_patch_probability holds 1 numbers, \[0.5\]; give 2"),
+        ((0.5, 1.5), r"teacher_patch_probability is \[0.5, 1.5\]; give probabilities from 0 to 1"),
+    ],
+)
+def test_what_the_teacher_cannot_be_given(teacher: tuple[float, ...], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        both(0.5, teacher)  # type: ignore[arg-type]
+
+
+def test_cells_must_fill_the_teachers_views_and_there_is_a_key_for_each_image() -> None:
+    settings = view_settings(config(), 8)
+    with pytest.raises(ConfigError, match="cells of 8 px do not fill views of 12 px"):
+        prepare_views([group(1, 2, 12)], keys(0), settings, seed=0, device=CPU, teacher_patch_probability=(0.0, 0.5))
+    with pytest.raises(ValueError, match="2 keys for views of 3 images"):
+        prepare_views([group(3, 2, 16)], keys(0, 1), settings, seed=0, device=CPU)

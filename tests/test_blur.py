@@ -16,7 +16,7 @@ def images(num: int, height: int, width: int) -> Tensor:
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
-@pytest.mark.parametrize(("height", "width"), [(16, 16), (32, 9)])
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (32, 9), (96, 20), (33, 97), (40, 224)])
 def test_blur_agrees_with_torchvision(sigma: float, height: int, width: int) -> None:
     pixels = images(4, height, width)
     ours = gaussian_blur(pixels, torch.full((4,), sigma), 6)

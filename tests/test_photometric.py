@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from patchssl.cells import to_cells
+from patchssl.colour import plan_jitter
 from patchssl.errors import ConfigError
-from patchssl.photometric import DINO, PhotometricSettings, augment, from_cells, normalise, to_cells
+from patchssl.photometric import DINO, PhotometricSettings, augment, normalise
 from patchssl.structs import SampleKeys
 
 NOTHING = PhotometricSettings(blur_probability=0, solarise_probability=0, jitter_probability=0, greyscale_probability=0)
@@ -46,6 +48,20 @@ def test_a_view_depends_on_nothing_but_itself(patch_probability: float) -> None:
         assert torch.equal(alone[0], together[row])
 
 
+@pytest.mark.parametrize(("side", "cell_px", "num"), [(96, 16, 40), (98, 14, 30), (224, 32, 7)])
+def test_nor_does_it_at_the_sides_of_training(side: int, cell_px: int, num: int) -> None:
+    """More views than are taken at a time, blurred by blocks."""
+    settings = replace(EVERYTHING, patch_probability=0.5, cell_px=cell_px)
+    pixels, keys = images(num, side), keys_of(num)
+    together = augment(pixels, settings, seed=3, keys=keys, stream=4)
+    chosen = torch.tensor([0, num - 1, num // 2])
+    some = augment(pixels[chosen], settings, seed=3, keys=keys[chosen], stream=4)
+    assert torch.equal(some, together[chosen])
+    for row in range(3):
+        alone = augment(pixels[row : row + 1], settings, seed=3, keys=keys[row : row + 1], stream=4)
+        assert torch.equal(alone[0], together[row])
+
+
 @pytest.mark.parametrize("patch_probability", [0.0, 1.0])
 def test_seed_epoch_sample_and_stream_each_change_the_augmentation(patch_probability: float) -> None:
     settings = replace(EVERYTHING, patch_probability=patch_probability, cell_px=8)
@@ -70,18 +86,6 @@ def test_changing_a_cell_leaves_all_others_as_they_were() -> None:
     differs = (to_cells(before, 8) != to_cells(after, 8)).flatten(1).any(1).reshape(8, 16)
     assert differs[:, 6].all()
     assert differs.sum() == 8
-
-
-def test_cells_and_back() -> None:
-    pixels = torch.arange(2 * 3 * 6 * 6).reshape(2, 3, 6, 6)
-    cells = to_cells(pixels, 2)
-    assert cells.shape == (18, 3, 2, 2)
-    assert torch.equal(cells[9 + 5], pixels[1, :, 2:4, 4:6])
-    assert torch.equal(from_cells(cells, 6), pixels)
-    assert to_cells(pixels[:0], 2).shape == (0, 3, 2, 2)
-    assert from_cells(to_cells(pixels[:0], 2), 6).shape == (0, 3, 6, 6)
-    with pytest.raises(ConfigError, match="cells of 4 px do not fill views of 6 px"):
-        to_cells(pixels, 4)
 
 
 def test_no_views() -> None:
@@ -157,11 +161,11 @@ def test_all_orders_of_jitter_are_equally_probable(monkeypatch: pytest.MonkeyPat
     """Chi-square of 24 orders against its 0.999 quantile, 49.7 with 23 degrees of freedom."""
     seen: list[tuple[int, ...]] = []
 
-    def remember(pixels: Tensor, amounts: Tensor, order: Tensor) -> Tensor:
+    def remember(amounts: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         seen.extend(tuple(row) for row in order.tolist())
-        return pixels
+        return plan_jitter(amounts, order)
 
-    monkeypatch.setattr("patchssl.photometric.jitter", remember)
+    monkeypatch.setattr("patchssl.photometric.plan_jitter", remember)
     augment(images(4800, 1), replace(NOTHING, jitter_probability=1.0), seed=1, keys=keys_of(4800), stream=0)
     counts = Counter(seen)
     assert set(counts) == set(permutations(range(4)))
@@ -171,11 +175,11 @@ def test_all_orders_of_jitter_are_equally_probable(monkeypatch: pytest.MonkeyPat
 def test_amounts_keep_to_their_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
 
-    def remember(pixels: Tensor, amounts: Tensor, order: Tensor) -> Tensor:
+    def remember(amounts: Tensor, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         seen.append(amounts)
-        return pixels
+        return plan_jitter(amounts, order)
 
-    monkeypatch.setattr("patchssl.photometric.jitter", remember)
+    monkeypatch.setattr("patchssl.photometric.plan_jitter", remember)
     settings = replace(NOTHING, jitter_probability=1.0, brightness=1.5)
     augment(images(4000, 1), settings, seed=1, keys=keys_of(4000), stream=0)
     low, high = torch.tensor([0, 0.6, 0.8, -0.1]), torch.tensor([2.5, 1.4, 1.2, 0.1])

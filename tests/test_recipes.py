@@ -122,6 +122,17 @@ def test_a_base_that_names_itself_is_refused(tmp_path: Path) -> None:
         ),
         ("train.steps", ["'train.steps' is not of the form section.key=value"]),
         ("train=3", ["not of the form section.key=value"]),
+        (
+            "photometric.patch_probability=[0.5, 0.5]",
+            ["patch_probability: holds 2 values, [0.5, 0.5]", "give 3 probabilities from 0 to 1, for first global"],
+        ),
+        ("photometric.patch_probability=1.5", ["patch_probability: is 1.5; give 3 probabilities from 0 to 1"]),
+        ("photometric.patch_probability=[0.5, 0.5, -1]", ["patch_probability.2", "or equal to 0", "it is -1"]),
+        (
+            "photometric.teacher_patch_probability=[1, 0, 0]",
+            ["teacher_patch_probability: holds 3 values, [1, 0, 0]", "give 2", "first global, other global views"],
+        ),
+        ("photometric.teacher_patch_probability=some", ["teacher_patch_probability: is 'some'; give 2"]),
     ],
 )
 def test_what_is_wrong_is_named_with_what_is_allowed(override: str, words: list[str]) -> None:

@@ -108,11 +108,6 @@ LEFT_OUT = {
     *("data.workers", "data.max_bad_fraction", "data.exif_orientation", "log.every_steps"),
 }
 
-# Keys that are not wired in yet.
-MISSING = {
-    "photometric.teacher_patch_probability": "the teacher's copies are not augmented apart yet",
-}
-
 Train = Callable[[str], list[float]]
 
 
@@ -139,17 +134,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
     return run
 
 
-def cases() -> list[object]:
-    """The variants, those of keys that are not wired in yet marked."""
-    marked: list[object] = []
-    for variant in VARIANTS:
-        reason = MISSING.get(variant.partition("=")[0])
-        marks = [pytest.mark.xfail(strict=True, reason=reason)] if reason else []
-        marked.append(pytest.param(variant, marks=marks, id=variant))
-    return marked
-
-
-@pytest.mark.parametrize("variant", cases())
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_a_variant_is_one_line_and_trains_another_network(train: Train, variant: str) -> None:
     change, _, needed = variant.partition(" | ")
     losses = train(f"{needed} {change}".strip())
