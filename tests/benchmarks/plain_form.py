@@ -1,6 +1,7 @@
 """The training step as DINO (Caron et al., 2021) and the release of PW-Self (arXiv 2310.18651) are written.
 
-In float32, with the logits of every token of every view, each pair of views by itself, and loops over parameters.
+In float32, with attention as two products and a softmax, the logits of every token of every view, each pair of views by
+itself, and loops over parameters.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, softmax
 
+from patchssl.backbones.vit import use_plain_attention
 from patchssl.matching import MATCHINGS
 from patchssl.network import Network
 from patchssl.pretrain import StepValues
@@ -53,6 +55,8 @@ class PlainForm:
             raise ValueError("the plain form knows one shared head, average: terms and center: kind alone")
         self.config, self.views, self.values = config, views, values
         self.student, self.teacher = networks.student, networks.teacher
+        for network in (self.student, self.teacher):
+            use_plain_attention(network.backbone)
         self.student.train()
         self.centers = torch.cat([networks.centers["cls"], networks.centers["patch"]])  # (2, K)
         decayed, free = weight_decay_groups(self.student)
@@ -67,23 +71,27 @@ class PlainForm:
         return total
 
     def losses(self) -> tuple[Tensor, Tensor]:
-        """The loss, and the teacher's logits (B, T, 1 + N, K)."""
+        """The loss, and the teacher's logits (B, T, 1 + N, K), in the order of DINO's loss."""
+        values = self.values
         # View by view, as they are cut apart there: the gradient of a choice is as large as what is chosen from.
-        students = [_logits(self.student, group.pixels).unbind(1) for group in self.views.student]
+        students = [
+            (_logits(self.student, group.pixels) / self.config.loss.student_temperature).unbind(1)
+            for group in self.views.student
+        ]
         with torch.no_grad():
             teacher = _logits(self.teacher, self.views.teacher.pixels)
+        center = torch.cat([self.centers[:1], self.centers[1:].expand(teacher.shape[2] - 1, -1)])  # (1 + N, K)
+        targets = softmax((teacher - center) / values.teacher_temperature, dim=-1).detach()
         pairs = self._token_pairs()
         num_patches = sum(int((pair.student > 0).sum()) for pair in pairs)
         num_cls = sum(int((pair.student == 0).sum()) for pair in pairs)
-        weights = torch.tensor([1 / num_cls, self.values.patch_weight / max(1, num_patches)], device=teacher.device)
+        weights = torch.tensor([1 / num_cls, values.patch_weight / max(1, num_patches)], device=teacher.device)
         total = torch.zeros((), device=teacher.device)
         for pair in pairs:
-            kind = (pair.student > 0).long()  # (P,)
-            target = teacher[pair.image, pair.teacher_view, pair.teacher]  # (P, K)
-            probabilities = softmax((target - self.centers[kind]) / self.values.teacher_temperature, dim=-1).detach()
-            ours = students[pair.group][pair.view][pair.image, pair.student] / self.config.loss.student_temperature
-            cross_entropy = -(probabilities * log_softmax(ours, dim=-1)).sum(dim=-1)  # (P,)
-            total = total + (weights[kind] * cross_entropy).sum()
+            target = targets[pair.image, pair.teacher_view, pair.teacher]  # (P, K)
+            ours = students[pair.group][pair.view][pair.image, pair.student]
+            cross_entropy = torch.sum(-target * log_softmax(ours, dim=-1), dim=-1)  # (P,)
+            total = total + (weights[(pair.student > 0).long()] * cross_entropy).sum()
         return total, teacher
 
     def update(self, loss: Tensor, teacher: Tensor) -> None:
