@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
+from patchssl.recompute import activate_and_project
+
 # So many prototypes at a time stay in a CPU's cache between one operation and the next.
 _BLOCK_ROWS = 2048
 
@@ -96,7 +98,10 @@ class ProjectionHead(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Project tokens (M, D) to unit rows (M, d); their logits are rows @ prototypes.T."""
-        projected = self.mlp(tokens)
+        first, *later = self.mlp
+        projected = first(tokens)
+        for activation, linear in zip(later[::2], later[1::2], strict=True):
+            projected = activate_and_project(activation, linear, projected)
         return normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
 
 

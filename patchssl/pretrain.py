@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision, Precision
 
 from patchssl.augmentation import prepare_views, view_settings
-from patchssl.backbones.vit import use_plain_attention
+from patchssl.backbones.vit import recompute_activations, use_plain_attention
 from patchssl.checkpoint import load_checkpoint, save_checkpoint
 from patchssl.config import Config
 from patchssl.data.images import ImageSource
@@ -114,6 +114,7 @@ class Trainer:
         if device == "cpu" and precision == "bf16":
             for network in (networks.student, networks.teacher):
                 use_plain_attention(network.backbone)
+        recompute_activations(networks.student.backbone)
         decayed, free = weight_decay_groups(networks.student)
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, fused=device != "mps")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patchssl.backbones.vit import use_plain_attention, vit_tokens
+from patchssl.backbones.vit import recompute_activations, use_plain_attention, vit_tokens
 from patchssl.config import Config
 from patchssl.network import Network
 from patchssl.recipes import parse_config
@@ -243,3 +243,26 @@ def test_clipping_by_hand(mode: str, expected: list[float]) -> None:
     assert float(norm) == pytest.approx(5)
     found = [float(p.grad.norm()) for p in network.parameters() if p.grad is not None]
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"shared_head": True}, {"pooling": "mean"}], ids=str)
+def test_activations_that_are_computed_again_change_no_gradient_and_are_not_kept(settings: dict[str, Any]) -> None:
+    found = []
+    for again in (False, True):
+        config = tiny(**settings)
+        both, groups = networks(config), random_views(config)
+        if again:
+            recompute_activations(both.student.backbone)
+        kept: list[Tensor] = []
+
+        def keep(tensor: Tensor, kept: list[Tensor] = kept) -> Tensor:
+            kept.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            total = step_losses(both, groups).total
+        total.backward()
+        num_kept = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}.values())
+        found.append(([p.grad for p in both.student.parameters() if p.grad is not None], num_kept))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=0)
+    assert found[1][1] < 0.9 * found[0][1]
