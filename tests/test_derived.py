@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from patchssl.config import Config
 from patchssl.derived import derive, ema_momentum, learning_rate, warmup_fraction
 from patchssl.errors import ConfigError
-from patchssl.pretrain import scheduled
 from patchssl.recipes import load_config, parse_config
+from patchssl.step_values import scheduled
 
 SIZES = st.integers(1, 65536)
 STEPS = st.integers(1, 1_000_000)

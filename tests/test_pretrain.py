@@ -13,9 +13,10 @@ from patchssl.config import Config
 from patchssl.data.sources import open_unlabelled
 from patchssl.derived import derive
 from patchssl.errors import CheckpointError, DataError, TrainingError
-from patchssl.pretrain import pretrain, scheduled
+from patchssl.pretrain import pretrain
 from patchssl.recipes import parse_config
 from patchssl.run_folder import prepare_run
+from patchssl.step_values import scheduled
 from patchssl.student_teacher import StudentTeacher
 
 TINY: dict[str, Any] = {

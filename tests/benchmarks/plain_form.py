@@ -14,7 +14,7 @@ from torch.nn.functional import log_softmax, softmax
 from patchssl.backbones.vit import use_plain_attention
 from patchssl.matching import MATCHINGS
 from patchssl.network import Network
-from patchssl.pretrain import StepValues
+from patchssl.step_values import StepValues
 from patchssl.structs import BatchViews, Boxes, ViewGroup
 from patchssl.student_teacher import StudentTeacher
 from patchssl.updates import weight_decay_groups

@@ -9,10 +9,12 @@ from step_views import batch_views, sample_keys
 
 from patchssl.config import Config
 from patchssl.derived import derive
-from patchssl.pretrain import StepValues, Trainer, default_precision, scheduled
+from patchssl.pretrain import default_precision
 from patchssl.recipes import parse_config
+from patchssl.step_values import StepValues, scheduled
 from patchssl.structs import BatchViews
 from patchssl.student_teacher import LossTerms, StudentTeacher
+from patchssl.trainer import Trainer
 
 TINY, SMALL = "vit_tiny_patch16_224", "vit_small_patch16_224"
 _NUM_STEPS = 1000
@@ -62,7 +64,7 @@ class OurForm:
 
     def losses(self) -> LossTerms:
         """The loss on views that are prepared already."""
-        with mock.patch("patchssl.pretrain.prepare_views", return_value=self.views):
+        with mock.patch("patchssl.trainer.prepare_views", return_value=self.views):
             return self.trainer.losses(self.views.student, self._keys, self.values)
 
 

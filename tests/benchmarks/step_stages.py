@@ -117,7 +117,7 @@ def _watched(form: OurForm, clock: StageClock) -> Iterator[None]:
             stack.enter_context(mock.patch.object(owner, attribute, clock.timed(part, getattr(owner, attribute))))
         backward = _both_backwards(clock, trainer.fabric.backward)
         stack.enter_context(mock.patch.object(trainer.fabric, "backward", backward))
-        clipping = "patchssl.pretrain.clip_gradients"
+        clipping = "patchssl.trainer.clip_gradients"
         stack.enter_context(mock.patch(clipping, clock.timed("clipping", _imported(clipping))))
         stack.callback(trainer.optimizer.register_step_pre_hook(lambda *_: clock.start(OPTIMIZER)).remove)
         stack.callback(trainer.optimizer.register_step_post_hook(lambda *_: clock.stop(OPTIMIZER)).remove)
