@@ -12,7 +12,7 @@ from patchssl.errors import CheckpointError
 
 # The student's regularisation and the crops of evaluations, which may change while a run lasts.
 _FREE = ("drop_path", "crop_fraction")
-_WEIGHT, _SIDE = "loss.patch_weight", "views.global_size"
+_WEIGHT, _SIDE, _CENTER = "loss.patch_weight", "views.global_size", "loss.center"
 
 
 def check_same_network(content: Mapping[str, Any], config: Config, path: Path) -> None:
@@ -24,7 +24,7 @@ def check_same_network(content: Mapping[str, Any], config: Config, path: Path) -
         path: of the checkpoint, for messages.
 
     Raises:
-        CheckpointError: settings differ that networks and heads are built from; it names them with both values.
+        CheckpointError: settings differ that networks, heads and centres are built from; it names them with both values.
     """
     there, here = _deciding(content["config"], path), _deciding(config.model_dump(mode="json"), path)
     wrong = [
@@ -40,10 +40,11 @@ def check_same_network(content: Mapping[str, Any], config: Config, path: Path) -
 
 
 def _deciding(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The settings that networks and heads are built from; those that a checkpoint is too old to have, by default."""
+    """The settings that networks, heads and centres are built from; those that a checkpoint is too old to have, by default."""
     try:
         model = ModelConfig.model_validate(config["model"])
         side, weight = config["views"]["global_size"], config["loss"]["patch_weight"]
+        by_position = config["loss"].get("center") == "position"
     except (KeyError, TypeError, ValidationError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} holds a configuration that cannot be used: {reason}") from None
@@ -51,7 +52,9 @@ def _deciding(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if weight <= 0 or model.shared_head:
         del settings["patch_prototypes"]
     found = {f"model.{name}": value for name, value in settings.items()}
-    return {**found, _SIDE: side, _WEIGHT: "above 0" if weight > 0 else 0}
+    # Centres of positions are a matrix; those of the other ways are one row, and may stand in for each other.
+    center = "position" if by_position and weight > 0 else "another than position"
+    return {**found, _SIDE: side, _WEIGHT: "above 0" if weight > 0 else 0, _CENTER: center}
 
 
 def _told(value: Any) -> str:

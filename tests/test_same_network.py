@@ -65,6 +65,19 @@ def test_the_size_and_patches_that_are_not_distilled() -> None:
     check_same_network(content(loss=without), config(loss=without, model={"patch_prototypes": 3}), Path("f"))
 
 
+def test_centres_of_positions_do_not_fit_others() -> None:
+    by_position = {"center": "position"}
+    with pytest.raises(CheckpointError, match=r": loss.center is position in the checkpoint and another than position"):
+        check_same_network(content(loss=by_position), config(), Path("f"))
+    with pytest.raises(CheckpointError, match=r": loss.center is another than position in the checkpoint and position"):
+        check_same_network(content(), config(loss=by_position), Path("f"))
+    check_same_network(content(), config(loss={"center": "sinkhorn"}), Path("f"))
+    # The class token has no position.
+    check_same_network(
+        content(loss={"patch_weight": 0}), config(loss={"patch_weight": 0, "center": "position"}), Path("f")
+    )
+
+
 def test_what_may_change() -> None:
     changed = config(
         model={"drop_path": 0.3, "crop_fraction": 1.0, "patch_size": 16},
