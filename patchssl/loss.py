@@ -46,7 +46,7 @@ def paired_cross_entropy(
         workspace: memory to use again in the next step; it also tells how many logits may exist at a time.
 
     Returns:
-        A scalar, in at least float32; 0 (with zero gradients) without pairs. It can be differentiated once.
+        A scalar, in at least float32; 0 (with zero gradients) without pairs. It has no second derivatives.
     """
     workspace = workspace or Workspace()
     num_chunk_rows = workspace.max_rows(student.prototypes) - 2 * block_rows(student.prototypes, workspace)

@@ -24,7 +24,7 @@ def check_same_network(content: Mapping[str, Any], config: Config, path: Path) -
         path: of the checkpoint, for messages.
 
     Raises:
-        CheckpointError: settings differ that networks, heads and centres are built from; it names them with both values.
+        CheckpointError: settings differ that networks, heads and centres are built from; it names both values of each.
     """
     there, here = _deciding(content["config"], path), _deciding(config.model_dump(mode="json"), path)
     wrong = [
@@ -40,7 +40,7 @@ def check_same_network(content: Mapping[str, Any], config: Config, path: Path) -
 
 
 def _deciding(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The settings that networks, heads and centres are built from; those that a checkpoint is too old to have, by default."""
+    """The settings that networks, heads and centres are built from; those that a checkpoint lacks, by default."""
     try:
         model = ModelConfig.model_validate(config["model"])
         side, weight = config["views"]["global_size"], config["loss"]["patch_weight"]

@@ -54,12 +54,12 @@ class Targets:
 
     def mean_entropy(self, workspace: Workspace) -> float:
         """Mean entropy of all distributions, in nats."""
-        total = self.rows.new_zeros((), dtype=torch.float64)
+        total = 0.0
         for rows in torch.arange(len(self.rows), device=self.rows.device).split(self._block(workspace)):
             out = workspace.take("probabilities", len(rows), len(self.prototypes), like=self.prototypes)
             probabilities = self.probabilities(rows, out, workspace).float()
-            total -= torch.xlogy(probabilities, probabilities).sum(dim=1).double().sum()
-        return float(total) / max(1, len(self.rows))
+            total -= float(torch.xlogy(probabilities, probabilities).sum(dim=1).sum())
+        return total / max(1, len(self.rows))
 
     def _block(self, workspace: Workspace) -> int:
         return block_rows(self.prototypes, workspace)
