@@ -200,7 +200,20 @@ class TrainConfig(Section):
 
     epochs: Positive | None = Field(100.0, description="passes over the data; steps wins over it")
     steps: Count | None = Field(None, description="optimizer steps in all")
-    batch_size: Count = Field(64, description="images in a step")
+    batch_size: Count = Field(64, description="images in a step, of all processes together")
+    accumulate: Count = Field(
+        1,
+        description="parts in which each process takes its share of a batch, one after another, to save memory; "
+        "changes rounding only, but for koleo_weight, which then spreads the images of a part apart",
+    )
+    checkpoint_activations: bool = Field(
+        False, description="keep the input of each block and compute the rest again: less memory, a third more time"
+    )
+    strategy: Literal["auto", "ddp", "fsdp"] = Field(
+        "auto",
+        description="with several processes, ddp: each holds the whole networks; fsdp: each holds a share of them "
+        "and of the optimizer's state; auto: ddp",
+    )
     learning_rate: Positive | None = Field(None, description="peak, as it is used; null: from batch size and width")
     final_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
     warmup_fraction: Fraction | None = Field(
@@ -216,7 +229,13 @@ class TrainConfig(Section):
     clip_mode: Literal["global", "tensor"] = Field("global", description="norm over all tensors, or each by itself")
     freeze_last_layer_fraction: Fraction = Field(0.01, description="of all steps during which prototypes stay")
     checkpoint_every_steps: Count = 1000
-    keep_last: Count = Field(3, description="checkpoints kept besides the newest ones are removed")
+    keep_last: Count = Field(3, description="so many of the newest checkpoints are kept")
+    keep_every: Count | None = Field(
+        None, description="checkpoints of steps that this divides are kept as well; null: none besides the newest"
+    )
+    max_skipped_steps: Count = Field(
+        10, description="so many steps in a row with a loss or gradient that is not finite stop the run"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -239,6 +258,13 @@ class LogConfig(Section):
     """Logging."""
 
     every_steps: Count = Field(10, description="a line in metrics.jsonl each so many steps")
+    tensorboard: bool = Field(False, description="write the same for TensorBoard, into RUN/tensorboard")
+    knn_data: str | None = Field(
+        None, description="labelled DATA, as eval knn takes it, on whose images the teacher's k-NN is measured"
+    )
+    knn_every_steps: Count = Field(1000, description="steps from one such measurement to the next")
+    knn_train_images: Count = Field(5000, description="labelled images that vote; so many of the training part")
+    knn_test_images: Count = Field(1000, description="labelled images that are judged; so many of the test part")
 
 
 class Config(Section):

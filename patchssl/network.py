@@ -32,6 +32,28 @@ class Projected:
         features, *rest = outputs
         return cls(features, Projections(*rest[:2]), Projections(*rest[2:]) if rest[2:] else None)
 
+    @classmethod
+    def joined(cls, parts: Sequence["Projected"]) -> "Projected":
+        """The answer to all views of parts of a batch, by one network, whose prototypes are held once."""
+        if len(parts) == 1:
+            return parts[0]
+
+        def together(of: Sequence[Projections]) -> Projections:
+            return Projections(torch.cat([part.rows for part in of]), of[0].prototypes)
+
+        patches = [part.patch for part in parts if part.patch is not None]
+        features = torch.cat([part.features for part in parts])
+        return cls(features, together([part.cls for part in parts]), together(patches) if patches else None)
+
+    def split(self, num_parts: int) -> list["Projected"]:
+        """The answers to so many equal parts of a batch, sharing this one's memory."""
+
+        def apart(whole: Projections) -> list[Projections]:
+            return [Projections(rows, whole.prototypes) for rows in whole.rows.chunk(num_parts)]
+
+        patches = [None] * num_parts if self.patch is None else apart(self.patch)
+        return [Projected(*part) for part in zip(self.features.chunk(num_parts), apart(self.cls), patches, strict=True)]
+
     def kinds(self) -> dict[str, Projections]:
         """By the name of the kind of token: "cls" and, where patches are distilled, "patch"."""
         return {"cls": self.cls} | ({} if self.patch is None else {"patch": self.patch})

@@ -68,23 +68,27 @@ def patch_pairs(matches: Sequence[PatchMatch], num_teacher_patches: int) -> tupl
     return kept, Pairs(torch.cat(students), torch.cat(teachers), torch.cat(view_pairs))
 
 
-def mean_weights(pairs: Pairs, total: float) -> Tensor:
-    """(P,) equal weights that sum to total; of no pairs there is no mean, and nothing to weigh."""
-    return torch.full((len(pairs),), total / max(1, len(pairs)), device=pairs.student.device)
+def mean_weights(pairs: Pairs, num_pairs: int) -> Tensor:
+    """(P,) the weight of each pair in a mean over num_pairs, which these are all of or a part of."""
+    return torch.full((len(pairs),), 1 / max(1, num_pairs), device=pairs.student.device)
 
 
-def flat_weights(cls: Pairs, patch: Pairs, num_view_pairs: int) -> tuple[Tensor, Tensor]:
+def flat_weights(pairs: Pairs, num_per_view_pair: Tensor) -> Tensor:
     """The weights of the authors' loss: pairs of views count alike, and so do all tokens, CLS or patch, within one.
 
     Args:
-        cls: P_c pairs of class tokens.
-        patch: P_p pairs of patches.
-        num_view_pairs: how many pairs of views there are.
+        pairs: P pairs of one kind of token, which are all of a batch's or a part of them.
+        num_per_view_pair: (L,) how many pairs of tokens, of any kind, a batch has in each pair of views; those of a
+            view with itself have none.
 
     Returns:
-        (P_c,) and (P_p,), together summing to 1.
+        (P,); over all tokens of a batch they sum to 1.
     """
-    length = int(cls.view_pair.max()) + 1
-    counts = torch.bincount(cls.view_pair, minlength=length) + torch.bincount(patch.view_pair, minlength=length)
-    weight = 1 / (num_view_pairs * counts.clamp(min=1).float())
-    return weight[cls.view_pair], weight[patch.view_pair]
+    num_view_pairs = int((num_per_view_pair > 0).sum())
+    weight = 1 / (num_view_pairs * num_per_view_pair.clamp(min=1).float())
+    return weight[pairs.view_pair]
+
+
+def count_per_view_pair(pairs: Pairs, num_view_pairs: int) -> Tensor:
+    """(L,) int64: how many pairs of tokens there are in each pair of views, L = num_view_pairs."""
+    return torch.bincount(pairs.view_pair, minlength=num_view_pairs)

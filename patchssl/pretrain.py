@@ -1,7 +1,6 @@
 """The training loop: step, log, save."""
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,18 +8,17 @@ from pathlib import Path
 import torch
 
 from patchssl.checkpoint import load_checkpoint, save_checkpoint
-from patchssl.config import Config
 from patchssl.data.images import ImageSource
 from patchssl.data.loader import BadImages, TrainingBatches, iterate
 from patchssl.environment import cpu_computes_bf16
 from patchssl.errors import CheckpointError, TrainingError
-from patchssl.monitor import MetricsFile, StepClock
 from patchssl.run_folder import list_unreadable
 from patchssl.same_network import check_same_network
-from patchssl.step_values import StepValues, scheduled
-from patchssl.student_teacher import LossTerms, StudentTeacher
+from patchssl.step_values import scheduled
+from patchssl.student_teacher import StudentTeacher
 from patchssl.trainer import Trainer
 from patchssl.views import MultiCrop
+from patchssl.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -79,34 +77,27 @@ def pretrain(
     crop = MultiCrop(config.views, train.seed)
     batches = TrainingBatches(source, crop, batch_size=train.batch_size, num_steps=num_steps, seed=train.seed)
     bad_images = BadImages(len(source), config.data.max_bad_fraction)
-    metrics, clock = MetricsFile(run / "metrics.jsonl"), StepClock()
     try:
-        for decoded, keys, bad in iterate(batches, first_step=step, workers=workers, pin_memory=device == "cuda"):
-            clock.waited()
-            for image in bad_images.add(bad):
-                logger.warning("unreadable image left out: %s", image)
-            values = scheduled(config, step, num_steps)
-            terms = trainer.losses(decoded, keys, values)
-            loss = terms.total.item()
-            if not math.isfinite(loss):
-                raise TrainingError(_not_finite(loss, step, run))
-            trainer.update(terms, values)
-            clock.stepped(len(keys))
-            if step % config.log.every_steps == 0 or step == num_steps - 1:
-                line = _line(step, len(source), config, values, terms)
-                entropies = networks.teacher_entropy(terms, values.teacher_temperature)
-                metrics.write(line | {f"teacher_entropy_{kind}": v for kind, v in entropies.items()} | clock.read())
-            step += 1
-            on_step(Progress(step, num_steps, step * train.batch_size, loss))
-            stopping = stop_requested()
-            if step % train.checkpoint_every_steps == 0 or step == num_steps or stopping:
-                content = {"num_images": len(source), **trainer.state()}
-                path = save_checkpoint(run / "checkpoints", content, step=step, keep_last=train.keep_last)
-                logger.info("saved %s", path)
-            if stopping:
-                break
+        with Watch(run, networks, num_images=len(source), num_steps=num_steps) as watch:
+            for decoded, keys, bad in iterate(batches, first_step=step, workers=workers, pin_memory=device == "cuda"):
+                watch.waited()
+                for image in bad_images.add(bad):
+                    logger.warning("unreadable image left out: %s", image)
+                values = scheduled(config, step, num_steps)
+                outcome = trainer.step(decoded, keys, values)
+                if not outcome.is_finite:
+                    raise TrainingError(_not_finite(outcome.loss, step, run))
+                watch.stepped(step, values, outcome, len(keys))
+                step += 1
+                on_step(Progress(step, num_steps, step * train.batch_size, outcome.loss))
+                stopping = stop_requested()
+                if step % train.checkpoint_every_steps == 0 or step == num_steps or stopping:
+                    content = {"num_images": len(source), **trainer.state()}
+                    path = save_checkpoint(run / "checkpoints", content, step=step, keep_last=train.keep_last)
+                    logger.info("saved %s", path)
+                if stopping:
+                    break
     finally:
-        metrics.close()
         list_unreadable(run, bad_images.reasons)
     return step
 
@@ -116,26 +107,6 @@ def default_precision(device: str) -> str:
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if device == "cpu" and cpu_computes_bf16() else "fp32"
-
-
-def _line(step: int, num_images: int, config: Config, values: StepValues, terms: LossTerms) -> dict[str, float]:
-    """What `metrics.jsonl` says of a step."""
-    batch_size = config.train.batch_size
-    return {
-        "step": step,
-        "epoch": step * batch_size / num_images,
-        "images": (step + 1) * batch_size,
-        "loss": terms.total.item(),
-        "loss_cls": terms.cls.item(),
-        "loss_patch": terms.patch.item(),
-        "patch_pairs": terms.num_patch_pairs,
-        "lr": values.learning_rate,
-        "weight_decay": values.weight_decay,
-        "momentum": values.momentum,
-        "teacher_temperature": values.teacher_temperature,
-        "patch_weight": values.patch_weight,
-        **({"loss_koleo": terms.koleo.item()} if config.loss.koleo_weight else {}),
-    }
 
 
 def _resume(run: Path, num_images: int, trainer: Trainer) -> int:

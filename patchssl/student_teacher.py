@@ -9,35 +9,42 @@ from torch import Tensor
 from patchssl.config import Config
 from patchssl.koleo import koleo
 from patchssl.loss import paired_cross_entropy
-from patchssl.matching import MATCHINGS
 from patchssl.network import Network, Projected
-from patchssl.pairing import cls_pairs, flat_weights, mean_weights, patch_pairs
-from patchssl.structs import BatchViews, Boxes, Pairs, PatchMatch, ViewGroup
+from patchssl.structs import Pairs, ViewGroup
 from patchssl.targets import Targets, mean_logits, moved_center, sinkhorn_center
 from patchssl.workspace import MIB, Workspace
 
 
 @dataclass(frozen=True)
-class LossTerms:
-    """The loss of a step and what it is made of.
+class Answer:
+    """What the teacher says of a batch.
+
+    Attributes:
+        parts: its projections of each part of the batch.
+        whole: those of all of it.
+        centers: what is taken from its logits, (C, K) for each kind of token.
+    """
+
+    parts: tuple[Projected, ...]
+    whole: Projected
+    centers: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class PartLoss:
+    """The share of a part of a batch, which may be all of it, in the batch's loss.
 
     Attributes:
         total: what is minimised.
-        cls: mean over the pairs of class tokens.
-        patch: mean over the pairs of patches; 0 where there are none.
-        koleo: mean over the global views of how close together the class tokens of a batch are; 0 where not asked for.
-        num_patch_pairs: how many pairs of patches there are.
-        teacher: the teacher's answer.
-        centers: what was taken from its logits, (C, K) for each kind of token.
+        sums: for each kind of token, the sum of weight times cross-entropy over its pairs; without gradients.
+        shares: for each kind of token, the sum of the weights of its pairs.
+        koleo: the KoLeo term without its weight; 0 where not asked for.
     """
 
     total: Tensor
-    cls: Tensor
-    patch: Tensor
+    sums: dict[str, Tensor]
+    shares: dict[str, float]
     koleo: Tensor
-    num_patch_pairs: int
-    teacher: Projected
-    centers: dict[str, Tensor]
 
 
 class StudentTeacher:
@@ -70,30 +77,49 @@ class StudentTeacher:
         self.teacher.to(device)
         self.centers = {name: center.to(device) for name, center in self.centers.items()}
 
-    def losses(
-        self,
-        views: BatchViews,
-        forward: Callable[..., tuple[Tensor, ...]],
-        *,
-        teacher_temperature: float,
-        patch_weight: float,
-    ) -> LossTerms:
-        """The loss of a batch.
+    @torch.no_grad()
+    def answer(self, parts: Sequence[ViewGroup], teacher_temperature: float) -> Answer:
+        """Ask the teacher about a batch.
 
         Args:
-            views: on the networks' device.
+            parts: what it sees of each part of the batch; they are of one size.
+            teacher_temperature: of this step.
+        """
+        whole = Projected.joined([Projected.of(self.teacher([part.pixels.flatten(0, 1)])) for part in parts])
+        return Answer(tuple(whole.split(len(parts))), whole, self._centers(whole, teacher_temperature))
+
+    def part_loss(
+        self,
+        groups: Sequence[ViewGroup],
+        forward: Callable[..., tuple[Tensor, ...]],
+        *,
+        kept: Sequence[Tensor] | None,
+        pairs: dict[str, Pairs],
+        weights: dict[str, Tensor],
+        teacher: Projected,
+        centers: dict[str, Tensor],
+        teacher_temperature: float,
+        patch_weight: float,
+        part: float = 1.0,
+    ) -> PartLoss:
+        """The loss of a batch, or what a part of it adds to that.
+
+        Args:
+            groups: what the student sees, on the networks' device.
             forward: the student, or what wraps it.
+            kept: the patches that are wanted, and
+            pairs: who learns from whom, as a plan has them.
+            weights: of the pairs, for each kind of token.
+            teacher: its projections of these images.
+            centers: of its answer about the whole batch.
             teacher_temperature: of this step.
             patch_weight: of this step.
+            part: this part's share in the images of the batch.
         """
-        loss, groups = self.config.loss, views.student
+        loss, device = self.config.loss, groups[0].pixels.device
         pixels = [group.pixels.flatten(0, 1) for group in groups]
-        kept, pairs = self._pairs(groups)
-        with torch.no_grad():
-            teacher = Projected.of(self.teacher([views.teacher.pixels.flatten(0, 1)]))
-            centers = self._centers(teacher, teacher_temperature)
-        student = Projected.of(forward(pixels, kept))
-        weights = self._weights(groups, pairs)
+        wanted = None if kept is None else [rows.to(device, non_blocking=True) for rows in kept]
+        student = Projected.of(forward(pixels, wanted))
         sums = {
             kind: paired_cross_entropy(
                 rows,
@@ -107,37 +133,32 @@ class StudentTeacher:
             )
             for kind, rows in student.kinds().items()
         }
-        shares = {kind: max(float(part.sum()), 1e-12) for kind, part in weights.items()}
-        spread = self._spread(student.features, len(groups[0].pixels))
+        spread = self._spread(student.features, len(groups[0].pixels)) * part
         total = sums["cls"] + loss.koleo_weight * spread
         if "patch" in sums:
             total = total + sums["patch"] * (1.0 if loss.average == "flat" else patch_weight)
-        none = torch.zeros_like(total).detach()
-        return LossTerms(
+        return PartLoss(
             total=total,
-            cls=sums["cls"].detach() / shares["cls"],
-            patch=sums["patch"].detach() / shares["patch"] if "patch" in sums else none,
+            sums={kind: value.detach() for kind, value in sums.items()},
+            shares={kind: float(of_kind.sum()) for kind, of_kind in weights.items()},
             koleo=spread.detach(),
-            num_patch_pairs=len(pairs.get("patch", ())),
-            teacher=teacher,
-            centers=centers,
         )
 
     @torch.no_grad()
-    def teacher_entropy(self, terms: LossTerms, temperature: float) -> dict[str, float]:
+    def teacher_entropy(self, answer: Answer, temperature: float) -> dict[str, float]:
         """Mean entropy in nats of the teacher's distributions of a step, for each kind of token."""
         return {
-            kind: Targets.of(rows, center=terms.centers[kind], temperature=temperature).mean_entropy(self.workspace)
-            for kind, rows in terms.teacher.kinds().items()
+            kind: Targets.of(rows, center=answer.centers[kind], temperature=temperature).mean_entropy(self.workspace)
+            for kind, rows in answer.whole.kinds().items()
         }
 
     @torch.no_grad()
-    def update_centers(self, terms: LossTerms) -> None:
+    def update_centers(self, answer: Answer) -> None:
         """Move the centres towards the mean logits of this step's teacher; Sinkhorn's are kept as they are."""
         if self.config.loss.center == "sinkhorn":
-            self.centers = terms.centers
+            self.centers = answer.centers
             return
-        for name, rows in terms.teacher.kinds().items():
+        for name, rows in answer.whole.kinds().items():
             center = self.centers[name]
             self.centers[name] = moved_center(center, mean_logits(rows, len(center)), self.config.loss.center_momentum)
 
@@ -145,24 +166,6 @@ class StudentTeacher:
     def ema_step(self, momentum: float) -> None:
         """Teacher = momentum * teacher + (1 - momentum) * student, over all parameters in one fused operation."""
         torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
-
-    def _pairs(self, groups: Sequence[ViewGroup]) -> tuple[list[Tensor] | None, dict[str, Pairs]]:
-        """The patches that are wanted, on the device, and who learns from whom, for each kind of token."""
-        num_images, num_teacher_views = groups[0].pixels.shape[:2]
-        tokens = cls_pairs(num_images, num_teacher_views, [group.num_views for group in groups])
-        if not self.teacher.with_patches:
-            return None, {"cls": tokens}
-        height, width = self._grid(groups[0])
-        kept, patches = patch_pairs(self._matches(groups), height * width)
-        device = groups[0].pixels.device
-        return [rows.to(device, non_blocking=True) for rows in kept], {"cls": tokens, "patch": patches}
-
-    def _weights(self, groups: Sequence[ViewGroup], pairs: dict[str, Pairs]) -> dict[str, Tensor]:
-        """The weight of each pair: in the mean over its kind, or in the authors' mean over all."""
-        if self.config.loss.average == "flat":
-            num_view_pairs = groups[0].num_views * (sum(group.num_views for group in groups) - 1)
-            return dict(zip(pairs, flat_weights(pairs["cls"], pairs["patch"], num_view_pairs), strict=True))
-        return {kind: mean_weights(of_kind, 1.0) for kind, of_kind in pairs.items()}
 
     def _spread(self, features: Tensor, num_images: int) -> Tensor:
         """The mean over the global views of the KoLeo term of their class tokens (B * V, D)."""
@@ -182,20 +185,3 @@ class StudentTeacher:
             )
             for name, rows in teacher.kinds().items()
         }
-
-    def _matches(self, groups: Sequence[ViewGroup]) -> list[PatchMatch]:
-        match = MATCHINGS[self.config.loss.matching]
-        teacher = groups[0]
-        return [
-            match(_paired(group.boxes, 2), self._grid(group), _paired(teacher.boxes, 1), self._grid(teacher))
-            for group in groups
-        ]
-
-    def _grid(self, group: ViewGroup) -> tuple[int, int]:
-        side = group.side_px // self.config.model.patch_px
-        return side, side
-
-
-def _paired(boxes: Boxes, dim: int) -> Boxes:
-    """Insert a dimension of 1, so that (B, V, 1) and (B, 1, T) broadcast to all pairs of views."""
-    return Boxes(boxes.corners.unsqueeze(dim), boxes.flipped.unsqueeze(dim))

@@ -1,18 +1,78 @@
 """Networks and optimizer on a device, and one training step."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision, Precision
+from torch import Tensor
 
 from patchssl.augmentation import prepare_views, view_settings
 from patchssl.backbones.vit import recompute_activations, use_plain_attention
+from patchssl.planning import plan, total_pairs
 from patchssl.step_values import StepValues
-from patchssl.structs import SampleKeys, ViewGroup
-from patchssl.student_teacher import LossTerms, StudentTeacher
+from patchssl.structs import BatchViews, SampleKeys, ViewGroup
+from patchssl.student_teacher import Answer, PartLoss, StudentTeacher
 from patchssl.updates import clip_gradients, weight_decay_groups
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The loss of a batch and what it is made of; without gradients.
+
+    Attributes:
+        total: what is minimised.
+        cls: mean over the pairs of class tokens.
+        patch: mean over the pairs of patches; 0 where there are none.
+        koleo: mean over the global views of how close together the class tokens of a batch are; 0 where not asked for.
+        num_patch_pairs: how many pairs of patches there are.
+        answer: the teacher's.
+    """
+
+    total: Tensor
+    cls: Tensor
+    patch: Tensor
+    koleo: Tensor
+    num_patch_pairs: int
+    answer: Answer
+
+    @classmethod
+    def of(cls, parts: Sequence[PartLoss], num_patch_pairs: int, answer: Answer) -> "LossTerms":
+        """Put the parts of a batch together."""
+
+        def mean(kind: str) -> Tensor:
+            if kind not in parts[0].sums:
+                return torch.zeros_like(parts[0].koleo)
+            return _sum([part.sums[kind] for part in parts]) / max(sum(part.shares[kind] for part in parts), 1e-12)
+
+        return cls(
+            total=_sum([part.total.detach() for part in parts]),
+            cls=mean("cls"),
+            patch=mean("patch"),
+            koleo=_sum([part.koleo for part in parts]),
+            num_patch_pairs=num_patch_pairs,
+            answer=answer,
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a step.
+
+    Attributes:
+        terms: its loss.
+        loss: the number that was minimised.
+        gradient_norm: before clipping, over all trained parameters.
+        is_finite: whether both are; where they are not, nothing was changed by the step.
+    """
+
+    terms: LossTerms
+    loss: float
+    gradient_norm: float
+    is_finite: bool
 
 
 class _MixedPrecision(MixedPrecision):
@@ -52,41 +112,68 @@ class Trainer:
         self._student.train()
         self._settings = view_settings(self.config.photometric, self.config.model.patch_px)
 
-    def losses(self, decoded: Sequence[ViewGroup], keys: SampleKeys, values: StepValues) -> LossTerms:
-        """Augment the views of a batch and compute their loss."""
-        seed = self.config.train.seed
-        views = prepare_views(
-            decoded,
-            keys,
-            self._settings,
-            seed=seed,
-            device=self.fabric.device,
-            teacher_patch_probability=self.config.photometric.teacher_patch_probability,
-        )
-        with self.fabric.autocast():
-            return self.networks.losses(
-                views,
-                self._student,
-                teacher_temperature=values.teacher_temperature,
-                patch_weight=values.patch_weight,
-            )
+    def step(self, decoded: Sequence[ViewGroup], keys: SampleKeys, values: StepValues) -> Outcome:
+        """Train on a batch; leave everything as it was where the loss or its gradients are not finite.
 
-    def update(self, terms: LossTerms, values: StepValues) -> None:
-        """Move student, centres and teacher by one step."""
+        Args:
+            decoded: the views of the batch, uint8.
+            keys: its samples.
+            values: scheduled for this step.
+        """
+        terms = self.losses(decoded, keys, values)
+        return self.update(terms, values)
+
+    def losses(self, decoded: Sequence[ViewGroup], keys: SampleKeys, values: StepValues) -> LossTerms:
+        """Augment the views of a batch, compute their loss and add its gradients to those of the student.
+
+        With `train.accumulate` the batch goes through the student in so many parts; the sum of their gradients is that
+        of the whole, since each pair has its weight in the whole.
+        """
+        num_parts = self.config.train.accumulate
+        cuts = list(_cut(decoded, keys, num_parts))
+        plans = [plan(groups, self.config) for groups, _ in cuts]
+        num_pairs = total_pairs(plans)
+        views = [self._prepared(*cut) for cut in cuts]
+        with self.fabric.autocast():
+            answer = self.networks.answer([view.teacher for view in views], values.teacher_temperature)
+        parts = []
+        for number, (view, of_part, teacher) in enumerate(zip(views, plans, answer.parts, strict=True)):
+            with self.fabric.no_backward_sync(self._student, enabled=number < num_parts - 1):
+                with self.fabric.autocast():
+                    part = self.networks.part_loss(
+                        view.student,
+                        self._student,
+                        kept=of_part.kept,
+                        pairs=of_part.pairs,
+                        weights=of_part.weights(num_pairs, average=self.config.loss.average),
+                        teacher=teacher,
+                        centers=answer.centers,
+                        teacher_temperature=values.teacher_temperature,
+                        patch_weight=values.patch_weight,
+                        part=1 / num_parts,
+                    )
+                self.fabric.backward(part.total)
+                parts.append(part)
+        num_patch_pairs = int(num_pairs[1].sum()) if len(num_pairs) > 1 else 0
+        return LossTerms.of(parts, num_patch_pairs, answer)
+
+    def update(self, terms: LossTerms, values: StepValues) -> Outcome:
+        """Move student, centres and teacher by one step, if loss and gradients are finite; gradients are gone then."""
         train, networks = self.config.train, self.networks
         decayed, free = self.optimizer.param_groups
         decayed.update(lr=values.learning_rate, weight_decay=values.weight_decay)
         free.update(lr=values.learning_rate)
-        self.fabric.backward(terms.total)
         if values.prototypes_frozen:
             for parameter in networks.student.prototype_parameters():
                 parameter.grad = None
-        if train.clip_gradient is not None:
-            clip_gradients(networks.student, train.clip_gradient, mode=train.clip_mode)
-        self._fabric_optimizer.step()
+        norm = clip_gradients(networks.student, train.clip_gradient or math.inf, mode=train.clip_mode)
+        outcome = _outcome(terms, float(norm))
+        if outcome.is_finite:
+            self._fabric_optimizer.step()
+            networks.update_centers(terms.answer)
+            networks.ema_step(values.momentum)
         self._fabric_optimizer.zero_grad(set_to_none=True)
-        networks.update_centers(terms)
-        networks.ema_step(values.momentum)
+        return outcome
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on, besides the data."""
@@ -115,3 +202,35 @@ class Trainer:
         torch.set_rng_state(state["generator"]["cpu"])
         if torch.cuda.is_available() and state["generator"]["cuda"]:
             torch.cuda.set_rng_state_all(state["generator"]["cuda"])
+
+    def _prepared(self, decoded: Sequence[ViewGroup], keys: SampleKeys) -> BatchViews:
+        return prepare_views(
+            decoded,
+            keys,
+            self._settings,
+            seed=self.config.train.seed,
+            device=self.fabric.device,
+            teacher_patch_probability=self.config.photometric.teacher_patch_probability,
+        )
+
+
+def _cut(
+    decoded: Sequence[ViewGroup], keys: SampleKeys, num_parts: int
+) -> Iterator[tuple[tuple[ViewGroup, ...], SampleKeys]]:
+    """Equal parts of the images of a batch, with their keys."""
+    size = len(keys) // num_parts
+    for start in range(0, len(keys), size):
+        images = slice(start, start + size)
+        yield tuple(ViewGroup(group.pixels[images], group.boxes[images]) for group in decoded), keys[images]
+
+
+def _outcome(terms: LossTerms, gradient_norm: float) -> Outcome:
+    loss = terms.total.item()
+    return Outcome(terms, loss, gradient_norm, is_finite=math.isfinite(loss) and math.isfinite(gradient_norm))
+
+
+def _sum(values: Sequence[Tensor]) -> Tensor:
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    return total

@@ -11,6 +11,7 @@ from patchssl.config import Config
 from patchssl.loss import paired_cross_entropy
 from patchssl.network import Network
 from patchssl.pairing import mean_weights, patch_pairs
+from patchssl.planning import plan
 from patchssl.recipes import parse_config
 from patchssl.structs import BatchViews, Boxes, Pairs, PatchMatch, Projections, ViewGroup
 from patchssl.student_teacher import StudentTeacher
@@ -71,7 +72,7 @@ def test_loss_and_gradients_equal_the_dense_form(how: str, center_of: str, num_b
     if center_of == "sinkhorn":
         center = sinkhorn_center(teacher, temperature=0.06, num_iterations=3)
     # Uneven, as in the authors' mean.
-    weights = mean_weights(pairs, 1.0) * (0.5 + torch.rand(len(pairs), generator=generator))
+    weights = mean_weights(pairs, len(pairs)) * (0.5 + torch.rand(len(pairs), generator=generator))
     found = []
     for form in (dense, paired_cross_entropy):
         leaves = [rows.clone().requires_grad_(), prototypes.clone().requires_grad_()]
@@ -138,10 +139,22 @@ def test_every_gradient_of_the_student_equals_the_dense_form(variant: str, monke
             both = StudentTeacher(config)
             both.teacher.load_state_dict(Network(config, drop_path=0.0).state_dict())
             both.centers = {name: torch.randn_like(center) * 0.1 for name, center in both.centers.items()}
-        terms = both.losses(views_of(config), both.student, teacher_temperature=0.06, patch_weight=0.5)
-        terms.total.backward()
+        views = views_of(config)
+        learns, answer = plan(views.student, config), both.answer([views.teacher], 0.06)
+        total = both.part_loss(
+            views.student,
+            both.student,
+            kept=learns.kept,
+            pairs=learns.pairs,
+            weights=learns.weights(learns.num_pairs, average=config.loss.average),
+            teacher=answer.parts[0],
+            centers=answer.centers,
+            teacher_temperature=0.06,
+            patch_weight=0.5,
+        ).total
+        total.backward()
         gradients = {name: p.grad for name, p in both.student.named_parameters() if p.grad is not None}
-        found.append((terms.total.item(), gradients))
+        found.append((total.item(), gradients))
     (expected_loss, expected), (loss, gradients) = found
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     assert gradients.keys() == expected.keys()
@@ -165,7 +178,7 @@ def test_bf16_products_change_the_loss_and_its_gradients_by_their_rounding() -> 
     for dtype in (torch.float32, torch.bfloat16):
         leaves = [rows.clone().requires_grad_(), prototypes.to(dtype).requires_grad_()]
         narrow = Projections(teacher.rows, teacher.prototypes.to(dtype))
-        weights, center = mean_weights(pairs, 1.0), torch.zeros(1, 512)
+        weights, center = mean_weights(pairs, len(pairs)), torch.zeros(1, 512)
         loss = paired_cross_entropy(Projections(*leaves), narrow, pairs, weights, center=center, **TEMPERATURES)
         assert loss.dtype == torch.float32
         found.append((loss.detach(), *(g.float() for g in torch.autograd.grad(loss, leaves))))
@@ -179,7 +192,7 @@ def test_the_memory_of_the_logits_does_not_grow_with_the_batch() -> None:
     for num_images in (2, 16):
         rows, prototypes, teacher, pairs = random_problem(num_images)
         workspace = Workspace(200_000)
-        weights, center = mean_weights(pairs, 1.0), torch.zeros(1, 512)
+        weights, center = mean_weights(pairs, len(pairs)), torch.zeros(1, 512)
         leaf = Projections(rows.requires_grad_(), prototypes)
         paired_cross_entropy(leaf, teacher, pairs, weights, center=center, workspace=workspace, **TEMPERATURES)
         logits = {key[0]: block.numel() * 4 for key, block in workspace._blocks.items()}
@@ -190,7 +203,7 @@ def test_the_memory_of_the_logits_does_not_grow_with_the_batch() -> None:
 
 def test_one_workspace_serves_several_losses_before_their_backward_passes() -> None:
     rows, prototypes, teacher, pairs = random_problem(3)
-    weights, center = mean_weights(pairs, 1.0), torch.zeros(1, 512)
+    weights, center = mean_weights(pairs, len(pairs)), torch.zeros(1, 512)
 
     def gradients(shared: Workspace | None) -> list[Tensor]:
         leaves = [Projections(r.clone().requires_grad_(), prototypes.clone().requires_grad_()) for r in (rows, -rows)]
@@ -207,7 +220,7 @@ def test_one_workspace_serves_several_losses_before_their_backward_passes() -> N
 
 def test_gradients_are_formed_where_wanted_and_a_graph_that_is_kept_gives_them_again() -> None:
     rows, prototypes, teacher, pairs = random_problem(2)
-    weights, center = mean_weights(pairs, 1.0), torch.zeros(1, 512)
+    weights, center = mean_weights(pairs, len(pairs)), torch.zeros(1, 512)
     leaf = Projections(rows.requires_grad_(), prototypes)
     with torch.no_grad():
         without = paired_cross_entropy(leaf, teacher, pairs, weights, center=center, **TEMPERATURES)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from patchssl.loss import paired_cross_entropy
 from patchssl.matching import authors
-from patchssl.pairing import cls_pairs, flat_weights, mean_weights, patch_pairs
+from patchssl.pairing import cls_pairs, count_per_view_pair, flat_weights, mean_weights, patch_pairs
 from patchssl.structs import Boxes, Pairs, Projections
 from patchssl.targets import Targets, mean_logits, moved_center, sinkhorn_center
 from patchssl.workspace import Workspace
@@ -89,7 +89,7 @@ def test_equals_dino() -> None:
         student,
         teacher,
         pairs,
-        mean_weights(pairs, 1.0),
+        mean_weights(pairs, len(pairs)),
         center=center,
         student_temperature=float(golden["student_temp"]),
         teacher_temperature=float(golden["teacher_temp"]),
@@ -121,7 +121,8 @@ def test_authors_variant_equals_pwself() -> None:
     teacher_cls, teacher_patch = split("teacher_logits")
     (global_cls, global_patch), (local_cls, local_patch) = split("student_global_logits"), split("student_local_logits")
     center = torch.from_numpy(golden["center_before"])[0]
-    cls_weights, patch_weights = flat_weights(tokens, patches, num_view_pairs=8)
+    counts = count_per_view_pair(tokens, 10) + count_per_view_pair(patches, 10)
+    cls_weights, patch_weights = flat_weights(tokens, counts), flat_weights(patches, counts)
     assert float(cls_weights.sum() + patch_weights.sum()) == pytest.approx(1)
     temperatures: dict[str, Any] = {
         "student_temperature": float(golden["student_temp"]),
@@ -204,7 +205,7 @@ def test_a_perfect_student_pays_the_teachers_entropy_and_uniform_pays_ln_k() -> 
                 as_projections(student),
                 as_projections(logits),
                 same,
-                mean_weights(same, 1.0),
+                mean_weights(same, len(same)),
                 center=torch.zeros(1, 9),
                 student_temperature=0.2,
                 teacher_temperature=0.2,

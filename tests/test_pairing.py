@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from patchssl.pairing import cls_pairs, flat_weights, mean_weights, patch_pairs
+from patchssl.pairing import cls_pairs, count_per_view_pair, flat_weights, mean_weights, patch_pairs
 from patchssl.structs import Pairs, PatchMatch
 
 
@@ -64,14 +64,17 @@ def test_patches_against_loops(density: float) -> None:
 
 def test_weights_sum_to_what_they_should() -> None:
     pairs = cls_pairs(3, 2, [2, 4])
-    assert float(mean_weights(pairs, 0.5).sum()) == pytest.approx(0.5)
-    assert len(mean_weights(Pairs(*[torch.zeros(0, dtype=torch.int64)] * 3), 1.0)) == 0
+    assert float(mean_weights(pairs, len(pairs)).sum()) == pytest.approx(1)
+    assert float(mean_weights(pairs, 4 * len(pairs)).sum()) == pytest.approx(0.25)
+    assert len(mean_weights(Pairs(*[torch.zeros(0, dtype=torch.int64)] * 3), 0)) == 0
 
 
 def test_flat_weights_by_hand() -> None:
     # Two pairs of views of one image: one with a single token, one with CLS and three patches.
     cls = Pairs(torch.tensor([0, 1]), torch.tensor([1, 0]), torch.tensor([1, 2]))
     patch = Pairs(torch.arange(3), torch.arange(3), torch.tensor([2, 2, 2]))
-    cls_weights, patch_weights = flat_weights(cls, patch, num_view_pairs=2)
+    counts = count_per_view_pair(cls, 4) + count_per_view_pair(patch, 4)
+    assert counts.tolist() == [0, 1, 4, 0]
+    cls_weights, patch_weights = flat_weights(cls, counts), flat_weights(patch, counts)
     assert cls_weights.tolist() == [0.5, 0.125]
     assert patch_weights.tolist() == [0.125] * 3

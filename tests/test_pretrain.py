@@ -126,6 +126,24 @@ def test_a_run_stopped_within_an_epoch_goes_on_exactly(images: Path, tmp_path: P
     torch.testing.assert_close(ends[0]["centers"], ends[1]["centers"], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("sections", [{}, {"center": "sinkhorn"}, {"center": "position"}], ids=str)
+def test_a_batch_in_parts_gives_the_losses_of_the_whole(images: Path, tmp_path: Path, sections: dict[str, Any]) -> None:
+    whole, parts = (
+        run(
+            tiny(model={"drop_path": 0.0}, train={"accumulate": num, "learning_rate": 1e-3}, loss=sections),
+            images,
+            tmp_path / str(num),
+        )
+        for num in (1, 2)
+    )
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
+    for name in ("loss_cls", "loss_patch", "gradient_norm", "teacher_entropy_patch", "patch_pairs"):
+        assert [line[name] for line in parts] == pytest.approx([line[name] for line in whole], rel=1e-4)
+    ends = [torch.load(tmp_path / str(num) / "checkpoints" / "latest") for num in (1, 2)]
+    torch.testing.assert_close(ends[0]["centers"], ends[1]["centers"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(ends[0]["student"], ends[1]["student"], rtol=1e-3, atol=1e-4)
+
+
 def test_a_finished_run_that_is_resumed_does_nothing(images: Path, tmp_path: Path) -> None:
     first = run(tiny(), images, tmp_path / "run")
     assert run(tiny(), images, tmp_path / "run", resume=True) == first

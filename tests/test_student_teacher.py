@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from patchssl.backbones.vit import recompute_activations, use_plain_attention, vit_tokens
 from patchssl.config import Config
 from patchssl.network import Network
+from patchssl.planning import plan
 from patchssl.recipes import parse_config
-from patchssl.structs import BatchViews, Boxes, ViewGroup
-from patchssl.student_teacher import LossTerms, StudentTeacher
+from patchssl.structs import Boxes, ViewGroup
+from patchssl.student_teacher import StudentTeacher
+from patchssl.trainer import LossTerms
 from patchssl.updates import clip_gradients, weight_decay_groups
 
 TINY: dict[str, Any] = {
@@ -65,9 +67,23 @@ def networks(config: Config) -> StudentTeacher:
     return both
 
 
-def step_losses(both: StudentTeacher, groups: list[ViewGroup]) -> LossTerms:
-    views = BatchViews(tuple(groups), groups[0])
-    return both.losses(views, both.student, teacher_temperature=0.07, patch_weight=both.config.loss.patch_weight)
+def step_losses(both: StudentTeacher, groups: list[ViewGroup]) -> tuple[Tensor, LossTerms]:
+    """What is minimised, with gradients, and what it is made of."""
+    config = both.config
+    learns = plan(groups, config)
+    answer = both.answer([groups[0]], 0.07)
+    part = both.part_loss(
+        groups,
+        both.student,
+        kept=learns.kept,
+        pairs=learns.pairs,
+        weights=learns.weights(learns.num_pairs, average=config.loss.average),
+        teacher=answer.parts[0],
+        centers=answer.centers,
+        teacher_temperature=0.07,
+        patch_weight=config.loss.patch_weight,
+    )
+    return part.total, LossTerms.of([part], len(learns.pairs.get("patch", ())), answer)
 
 
 def logits_of(network: Network, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -133,7 +149,7 @@ def test_the_loss_equals_its_definition(settings: dict[str, Any]) -> None:
     both, groups = networks(config), random_views(config)
     both.student.eval()
     with torch.no_grad():
-        terms = step_losses(both, groups)
+        _, terms = step_losses(both, groups)
         cls, patch = slow_losses(both, groups, 0.07)
     assert float(terms.cls) == pytest.approx(cls, rel=1e-5)
     assert float(terms.patch) == pytest.approx(patch, rel=1e-5)
@@ -154,7 +170,7 @@ def test_flat_average_lies_between_its_parts() -> None:
     config = tiny(average="flat", matching="authors", center="position", shared_head=True)
     both, groups = networks(config), random_views(config)
     with torch.no_grad():
-        terms = step_losses(both, groups)
+        _, terms = step_losses(both, groups)
     low, high = sorted((float(terms.cls), float(terms.patch)))
     assert low <= float(terms.total) <= high
 
@@ -162,11 +178,11 @@ def test_flat_average_lies_between_its_parts() -> None:
 def test_plain_attention_changes_rounding_only() -> None:
     config = tiny()
     both, groups = networks(config), random_views(config)
-    fused = step_losses(both, groups).total
+    fused, _ = step_losses(both, groups)
     for network in (both.student, both.teacher):
         use_plain_attention(network.backbone)
     assert not any(getattr(module, "fused_attn", False) for module in both.student.modules())
-    plain = step_losses(both, groups).total
+    plain, _ = step_losses(both, groups)
     assert plain.item() == pytest.approx(fused.item(), rel=1e-5)
 
 
@@ -174,8 +190,8 @@ def test_without_locals_and_without_any_partner() -> None:
     config = parse_config({**TINY, "views": {**TINY["views"], "num_local": 0}})
     both, groups = networks(config), random_views(config)[:1]
     groups[0].boxes.corners[:, 1, :2] += 100
-    terms = step_losses(both, groups)
-    terms.total.backward()
+    total, terms = step_losses(both, groups)
+    total.backward()
     assert terms.num_patch_pairs == 0
     assert float(terms.patch) == 0
     assert all(torch.isfinite(p.grad).all() for p in both.student.parameters() if p.grad is not None)
@@ -184,7 +200,7 @@ def test_without_locals_and_without_any_partner() -> None:
 def test_no_gradient_reaches_the_teacher_and_every_trained_weight_of_the_student_gets_one() -> None:
     config = tiny()
     both = networks(config)
-    step_losses(both, random_views(config)).total.backward()
+    step_losses(both, random_views(config))[0].backward()
     assert all(parameter.grad is None for parameter in both.teacher.parameters())
     without = [name for name, p in both.student.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
@@ -206,9 +222,9 @@ def test_centres_move_towards_the_mean_logits() -> None:
     config = tiny(center="position")
     both = networks(config)
     before = {name: center.clone() for name, center in both.centers.items()}
-    terms = step_losses(both, random_views(config))
-    both.update_centers(terms)
-    teacher = terms.teacher
+    _, terms = step_losses(both, random_views(config))
+    both.update_centers(terms.answer)
+    teacher = terms.answer.whole
     assert teacher.patch is not None
     logits = (teacher.patch.rows @ teacher.patch.prototypes.T).reshape(-1, 16, 10)
     torch.testing.assert_close(both.centers["patch"], 0.9 * before["patch"] + 0.1 * logits.mean(0))
@@ -260,7 +276,7 @@ def test_activations_that_are_computed_again_change_no_gradient_and_are_not_kept
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            total = step_losses(both, groups).total
+            total, _ = step_losses(both, groups)
         total.backward()
         num_kept = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}.values())
         found.append(([p.grad for p in both.student.parameters() if p.grad is not None], num_kept))

@@ -105,7 +105,10 @@ VARIANTS = [
 # What changes no loss: how a run is watched, saved and computed, and how its network is evaluated.
 LEFT_OUT = {
     *("loss.chunk_mib", "model.crop_fraction", "train.device", "train.checkpoint_every_steps", "train.keep_last"),
-    *("data.workers", "data.max_bad_fraction", "data.exif_orientation", "log.every_steps"),
+    *("train.accumulate", "train.checkpoint_activations", "train.strategy", "train.keep_every"),
+    *("train.max_skipped_steps", "data.workers", "data.max_bad_fraction", "data.exif_orientation"),
+    *("log.every_steps", "log.tensorboard", "log.knn_data", "log.knn_every_steps"),
+    *("log.knn_train_images", "log.knn_test_images"),
 }
 
 Train = Callable[[str], list[float]]

@@ -13,8 +13,8 @@ from patchssl.pretrain import default_precision
 from patchssl.recipes import parse_config
 from patchssl.step_values import StepValues, scheduled
 from patchssl.structs import BatchViews
-from patchssl.student_teacher import LossTerms, StudentTeacher
-from patchssl.trainer import Trainer
+from patchssl.student_teacher import StudentTeacher
+from patchssl.trainer import LossTerms, Trainer
 
 TINY, SMALL = "vit_tiny_patch16_224", "vit_small_patch16_224"
 _NUM_STEPS = 1000
@@ -57,13 +57,10 @@ class OurForm:
 
     def step(self) -> float:
         """Train for one step and return its loss."""
-        terms = self.losses()
-        total = terms.total.item()
-        self.trainer.update(terms, self.values)
-        return total
+        return self.trainer.update(self.losses(), self.values).loss
 
     def losses(self) -> LossTerms:
-        """The loss on views that are prepared already."""
+        """The loss on views that are prepared already; its gradients are with the student."""
         with mock.patch("patchssl.trainer.prepare_views", return_value=self.views):
             return self.trainer.losses(self.views.student, self._keys, self.values)
 

@@ -91,7 +91,7 @@ def _parts(seconds: dict[str, float]) -> dict[str, float]:
     """From what was measured to parts that sum to the step."""
     inside = sum(seconds[name] for name in ("teacher's backbone", "student's backbone", "heads", "prototypes"))
     parts = dict(seconds)
-    parts[_LOSS] = parts.pop(_FORWARD) - inside
+    parts[_LOSS] = parts.pop(_FORWARD) - inside - seconds[_BACKWARD]
     parts[_HEAD_BACKWARD] = parts.pop(_BACKWARD) - parts[_BACKBONE_BACKWARD]
     known = sum(value for name, value in parts.items() if name != STEP)
     parts[_REST] = parts[STEP] - known
