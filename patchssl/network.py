@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from patchssl.backbones.vit import build_vit, vit_tokens
 from patchssl.config import Config
 from patchssl.heads import ProjectionHead
+from patchssl.stochastic_depth import dropped_branches, dropping, hand_in_factors
 from patchssl.structs import Projections
 
 
@@ -67,6 +68,7 @@ class Network(nn.Module):
         super().__init__()
         model = config.model
         self.backbone = build_vit(model, config.views.global_size, drop_path=drop_path)
+        hand_in_factors(self.backbone)
         width = self.backbone.num_features
 
         def head(num_prototypes: int) -> ProjectionHead:
@@ -83,20 +85,28 @@ class Network(nn.Module):
         separate = self.with_patches and not model.shared_head
         self.patch_head = head(model.patch_prototypes) if separate else None
 
-    def forward(self, pixels: Sequence[Tensor], kept: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
+    def forward(
+        self,
+        pixels: Sequence[Tensor],
+        kept: Sequence[Tensor] | None = None,
+        factors: Sequence[Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
         """Project class tokens and patches.
 
         Args:
             pixels: for each group (B * V, 3, side, side), normalised.
             kept: for each group, the rows of (B * V * N) patches that are wanted; None for all.
+            factors: for each group (B * V, L), by which the L residual branches that are dropped at times are scaled;
+                None where there are none, or the network is not trained.
 
         Returns:
             Class tokens of the first group; rows and prototypes of CLS and, unless patches are left out, of patches,
             rows in the order of the groups. As plain tensors, since precision and device wrappers handle those.
         """
-        cls, patches = [], []
+        cls, patches, branches = [], [], dropped_branches(self.backbone)
         for group, images in enumerate(pixels):
-            tokens = vit_tokens(self.backbone, images)
+            with dropping(branches, [None] * len(branches) if factors is None else factors[group].unbind(1)):
+                tokens = vit_tokens(self.backbone, images)
             cls.append(tokens.cls)
             if self.with_patches:
                 flat = tokens.patches.flatten(0, 1)  # (B * V * N, D)

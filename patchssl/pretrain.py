@@ -47,9 +47,6 @@ def pretrain(
 ) -> int:
     """Train a student and a teacher and write metrics and checkpoints into a run folder.
 
-    Stochastic depth draws on PyTorch's global generator, which the caller seeds before building the networks; its
-    state is part of every checkpoint.
-
     Args:
         networks: with fresh weights, and the configuration that they were built from.
         source: the images.

@@ -101,6 +101,7 @@ class StudentTeacher:
         teacher_temperature: float,
         patch_weight: float,
         part: float = 1.0,
+        factors: Sequence[Tensor] | None = None,
     ) -> PartLoss:
         """The loss of a batch, or what a part of it adds to that.
 
@@ -115,11 +116,11 @@ class StudentTeacher:
             teacher_temperature: of this step.
             patch_weight: of this step.
             part: this part's share in the images of the batch.
+            factors: of the student's residual branches, as draw_factors gives them.
         """
         loss, device = self.config.loss, groups[0].pixels.device
         pixels = [group.pixels.flatten(0, 1) for group in groups]
-        wanted = None if kept is None else [rows.to(device, non_blocking=True) for rows in kept]
-        student = Projected.of(forward(pixels, wanted))
+        student = Projected.of(forward(pixels, _moved(kept, device), _moved(factors, device)))
         sums = {
             kind: paired_cross_entropy(
                 rows,
@@ -185,3 +186,7 @@ class StudentTeacher:
             )
             for name, rows in teacher.kinds().items()
         }
+
+
+def _moved(tensors: Sequence[Tensor] | None, device: torch.device) -> list[Tensor] | None:
+    return None if tensors is None else [tensor.to(device, non_blocking=True) for tensor in tensors]

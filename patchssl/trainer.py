@@ -11,9 +11,10 @@ from lightning_fabric.plugins.precision import MixedPrecision, Precision
 from torch import Tensor
 
 from patchssl.augmentation import prepare_views, view_settings
-from patchssl.backbones.vit import recompute_activations, use_plain_attention
+from patchssl.backbones.vit import recompute_activations, recompute_blocks, use_plain_attention
 from patchssl.planning import plan, total_pairs
 from patchssl.step_values import StepValues
+from patchssl.stochastic_depth import draw_factors, dropped_branches
 from patchssl.structs import BatchViews, SampleKeys, ViewGroup
 from patchssl.student_teacher import Answer, PartLoss, StudentTeacher
 from patchssl.updates import clip_gradients, weight_decay_groups
@@ -104,12 +105,15 @@ class Trainer:
             for network in (networks.student, networks.teacher):
                 use_plain_attention(network.backbone)
         recompute_activations(networks.student.backbone)
+        if self.config.train.checkpoint_activations:
+            recompute_blocks(networks.student.backbone)
         decayed, free = weight_decay_groups(networks.student)
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, fused=device != "mps")
         networks.to(self.fabric.device)
         self._student, self._fabric_optimizer = self.fabric.setup(networks.student, self.optimizer)
         self._student.train()
+        self._drop_rates = [branch.rate for branch in dropped_branches(networks.student)]
         self._settings = view_settings(self.config.photometric, self.config.model.patch_px)
 
     def step(self, decoded: Sequence[ViewGroup], keys: SampleKeys, values: StepValues) -> Outcome:
@@ -134,10 +138,13 @@ class Trainer:
         plans = [plan(groups, self.config) for groups, _ in cuts]
         num_pairs = total_pairs(plans)
         views = [self._prepared(*cut) for cut in cuts]
+        factors = [draw_factors(self._drop_rates, *cut, seed=self.config.train.seed) for cut in cuts]
         with self.fabric.autocast():
             answer = self.networks.answer([view.teacher for view in views], values.teacher_temperature)
         parts = []
-        for number, (view, of_part, teacher) in enumerate(zip(views, plans, answer.parts, strict=True)):
+        for number, (view, of_part, teacher, of_cut) in enumerate(
+            zip(views, plans, answer.parts, factors, strict=True)
+        ):
             with self.fabric.no_backward_sync(self._student, enabled=number < num_parts - 1):
                 with self.fabric.autocast():
                     part = self.networks.part_loss(
@@ -151,6 +158,7 @@ class Trainer:
                         teacher_temperature=values.teacher_temperature,
                         patch_weight=values.patch_weight,
                         part=1 / num_parts,
+                        factors=of_cut,
                     )
                 self.fabric.backward(part.total)
                 parts.append(part)
@@ -177,14 +185,12 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on, besides the data."""
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         return {
             "config": self.config.model_dump(mode="json"),
             "student": self.networks.student.state_dict(),
             "teacher": self.networks.teacher.state_dict(),
             "centers": self.networks.centers,
             "optimizer": self.optimizer.state_dict(),
-            "generator": {"cpu": torch.get_rng_state(), "cuda": cuda},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -199,9 +205,6 @@ class Trainer:
         self.networks.centers = {
             name: state["centers"][name].to(center.device) for name, center in self.networks.centers.items()
         }
-        torch.set_rng_state(state["generator"]["cpu"])
-        if torch.cuda.is_available() and state["generator"]["cuda"]:
-            torch.cuda.set_rng_state_all(state["generator"]["cuda"])
 
     def _prepared(self, decoded: Sequence[ViewGroup], keys: SampleKeys) -> BatchViews:
         return prepare_views(

@@ -118,7 +118,7 @@ def test_a_run_stopped_within_an_epoch_goes_on_exactly(images: Path, tmp_path: P
     whole = run(tiny(), images, tmp_path / "whole")
     before = run(tiny(), images, tmp_path / "parts", stop_requested=StopAfter(stop))
     assert [line["step"] for line in before] == list(range(stop))
-    # With other workers, and stochastic depth drawing on the global generator.
+    # With other workers; nothing depends on the global generator, which begins anew.
     after = run(tiny(), images, tmp_path / "parts", resume=True, workers=2)
     assert losses(after) == losses(whole)
     ends = [torch.load(tmp_path / name / "checkpoints" / "latest") for name in ("whole", "parts")]
@@ -130,7 +130,7 @@ def test_a_run_stopped_within_an_epoch_goes_on_exactly(images: Path, tmp_path: P
 def test_a_batch_in_parts_gives_the_losses_of_the_whole(images: Path, tmp_path: Path, sections: dict[str, Any]) -> None:
     whole, parts = (
         run(
-            tiny(model={"drop_path": 0.0}, train={"accumulate": num, "learning_rate": 1e-3}, loss=sections),
+            tiny(model={"drop_path": 0.3}, train={"accumulate": num, "learning_rate": 1e-3}, loss=sections),
             images,
             tmp_path / str(num),
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, softmax
 
@@ -15,6 +16,7 @@ from patchssl.backbones.vit import use_plain_attention
 from patchssl.matching import MATCHINGS
 from patchssl.network import Network
 from patchssl.step_values import StepValues
+from patchssl.stochastic_depth import DroppedBranch
 from patchssl.structs import BatchViews, Boxes, ViewGroup
 from patchssl.student_teacher import StudentTeacher
 from patchssl.updates import weight_decay_groups
@@ -57,6 +59,7 @@ class PlainForm:
         self.student, self.teacher = networks.student, networks.teacher
         for network in (self.student, self.teacher):
             use_plain_attention(network.backbone)
+        _draw_while_running(self.student)
         self.student.train()
         self.centers = torch.cat([networks.centers["cls"], networks.centers["patch"]])  # (2, K)
         decayed, free = weight_decay_groups(self.student)
@@ -143,6 +146,14 @@ def _logits(network: Network, pixels: Tensor) -> Tensor:
     logits: Tensor = network.cls_head(tokens) @ network.cls_head.last_layer().T
     logits = logits.unflatten(0, pixels.shape[:2])
     return logits
+
+
+def _draw_while_running(network: nn.Module) -> None:
+    """Timm's own stochastic depth, which draws on PyTorch's generator in each forward pass."""
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, DroppedBranch):
+                setattr(module, name, DropPath(child.rate))
 
 
 def _clip_each(network: nn.Module, largest_norm: float) -> None:
