@@ -1,6 +1,7 @@
 """What a run writes down about itself while it goes on."""
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,13 +18,14 @@ class MetricsFile:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, values: Mapping[str, float | int]) -> None:
-        """Append a line.
+        """Append a line; a number that is not finite, which JSON has no word for, becomes null.
 
         Raises:
             CheckpointError: the disk is full.
         """
         try:
-            self._file.write(json.dumps(values) + "\n")
+            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            self._file.write(json.dumps(finite, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
             raise CheckpointError(

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -11,9 +11,11 @@ from patchssl.checkpoint import load_checkpoint, save_checkpoint
 from patchssl.data.images import ImageSource
 from patchssl.data.loader import BadImages, TrainingBatches, iterate
 from patchssl.environment import cpu_computes_bf16
-from patchssl.errors import CheckpointError, TrainingError
+from patchssl.errors import CheckpointError
+from patchssl.guard import Guard
 from patchssl.run_folder import list_unreadable
 from patchssl.same_network import check_same_network
+from patchssl.skipped_steps import SkippedSteps
 from patchssl.step_values import scheduled
 from patchssl.student_teacher import StudentTeacher
 from patchssl.trainer import Trainer
@@ -63,14 +65,15 @@ def pretrain(
 
     Raises:
         DataError: too many images are unreadable.
-        TrainingError: the loss is not finite.
+        TrainingError: the loss or its gradient is not finite in too many steps in a row.
         CheckpointError: a checkpoint cannot be read or written.
     """
     config = networks.config
     train = config.train
     num_steps = train.num_steps(len(source))
     trainer = Trainer(networks, device=device, precision=precision)
-    step = _resume(run, len(source), trainer) if resume else 0
+    guard = Guard(trainer, source, run, precision=precision)
+    step = _resume(run, len(source), trainer, guard) if resume else 0
     crop = MultiCrop(config.views, train.seed)
     batches = TrainingBatches(source, crop, batch_size=train.batch_size, num_steps=num_steps, seed=train.seed)
     bad_images = BadImages(len(source), config.data.max_bad_fraction)
@@ -82,14 +85,15 @@ def pretrain(
                     logger.warning("unreadable image left out: %s", image)
                 values = scheduled(config, step, num_steps)
                 outcome = trainer.step(decoded, keys, values)
-                if not outcome.is_finite:
-                    raise TrainingError(_not_finite(outcome.loss, step, run))
-                watch.stepped(step, values, outcome, len(keys))
+                guard.count(step, outcome)
+                watch.stepped(step, values, outcome, len(keys), skipped_steps=guard.skipped.total)
+                guard.check(step, outcome, decoded, keys)
                 step += 1
                 on_step(Progress(step, num_steps, step * train.batch_size, outcome.loss))
                 stopping = stop_requested()
-                if step % train.checkpoint_every_steps == 0 or step == num_steps or stopping:
-                    content = {"num_images": len(source), **trainer.state()}
+                due = step % train.checkpoint_every_steps == 0 and guard.may_save()
+                if due or step == num_steps or stopping:
+                    content = {"num_images": len(source), "skipped_steps": asdict(guard.skipped), **trainer.state()}
                     path = save_checkpoint(run / "checkpoints", content, step=step, keep_last=train.keep_last)
                     logger.info("saved %s", path)
                 if stopping:
@@ -106,7 +110,7 @@ def default_precision(device: str) -> str:
     return "bf16" if device == "cpu" and cpu_computes_bf16() else "fp32"
 
 
-def _resume(run: Path, num_images: int, trainer: Trainer) -> int:
+def _resume(run: Path, num_images: int, trainer: Trainer, guard: Guard) -> int:
     """Load the newest checkpoint of a run; returns the step to go on with."""
     path = run / "checkpoints" / "latest"
     content = load_checkpoint(path)
@@ -122,14 +126,7 @@ def _resume(run: Path, num_images: int, trainer: Trainer) -> int:
         raise CheckpointError(
             f"{path} does not fit the configuration: {str(error).splitlines()[0]}; resume with that of the run"
         ) from None
+    # Checkpoints of earlier versions do not count.
+    guard.skipped = SkippedSteps(**content.get("skipped_steps", {}))
     logger.info("resumed from %s at step %d", path, content["step"])
     return int(content["step"])
-
-
-def _not_finite(loss: float, step: int, run: Path) -> str:
-    latest = run / "checkpoints" / "latest"
-    kept = f"the checkpoint {latest.resolve().name} is kept" if latest.exists() else "no checkpoint had been saved yet"
-    return (
-        f"the loss is {loss} at step {step}; {kept}. Lower train.learning_rate, raise train.warmup_fraction, "
-        "or use --precision fp32"
-    )

@@ -137,7 +137,7 @@ class Trainer:
         cuts = list(_cut(decoded, keys, num_parts))
         plans = [plan(groups, self.config) for groups, _ in cuts]
         num_pairs = total_pairs(plans)
-        views = [self._prepared(*cut) for cut in cuts]
+        views = [self.prepared(*cut) for cut in cuts]
         factors = [draw_factors(self._drop_rates, *cut, seed=self.config.train.seed) for cut in cuts]
         with self.fabric.autocast():
             answer = self.networks.answer([view.teacher for view in views], values.teacher_temperature)
@@ -206,7 +206,8 @@ class Trainer:
             name: state["centers"][name].to(center.device) for name, center in self.networks.centers.items()
         }
 
-    def _prepared(self, decoded: Sequence[ViewGroup], keys: SampleKeys) -> BatchViews:
+    def prepared(self, decoded: Sequence[ViewGroup], keys: SampleKeys) -> BatchViews:
+        """The views of these samples as the networks see them."""
         return prepare_views(
             decoded,
             keys,

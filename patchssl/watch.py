@@ -31,15 +31,17 @@ class Watch:
         """The images of a step have come."""
         self._clock.waited()
 
-    def stepped(self, step: int, values: StepValues, outcome: Outcome, num_images: int) -> None:
-        """A step, counted from 0, has been done on so many images."""
+    def stepped(
+        self, step: int, values: StepValues, outcome: Outcome, num_images: int, *, skipped_steps: int = 0
+    ) -> None:
+        """A step, counted from 0, has been done on so many images; so many steps were skipped until now."""
         self._clock.stepped(num_images)
         if step % self._config.log.every_steps and step != self._num_steps - 1:
             return
         entropies = self._networks.teacher_entropy(outcome.terms.answer, values.teacher_temperature)
         self._metrics.write(
             line(step, self._num_images, self._config, values, outcome.terms)
-            | {"gradient_norm": outcome.gradient_norm}
+            | {"gradient_norm": outcome.gradient_norm, "skipped_steps": skipped_steps}
             | {f"teacher_entropy_{kind}": value for kind, value in entropies.items()}
             | self._clock.read()
         )
