@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from patchssl.errors import CheckpointError
+from patchssl.ranks import is_main
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one line for each logged step, appended and flushed at once."""
+    """`metrics.jsonl`: one line for each logged step, appended and flushed at once, by the main process."""
 
     def __init__(self, path: Path) -> None:
         """Open for appending."""
         self._path = path
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8") if is_main() else None
 
     def write(self, values: Mapping[str, float | int]) -> None:
         """Append a line.
@@ -22,6 +23,8 @@ class MetricsFile:
         Raises:
             CheckpointError: the disk is full.
         """
+        if self._file is None:
+            return
         try:
             self._file.write(json.dumps(values) + "\n")
             self._file.flush()
@@ -32,7 +35,8 @@ class MetricsFile:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class StepClock:
