@@ -52,10 +52,10 @@ def _check_batch(config: Config, num_processes: int) -> None:
     if size % unit:
         below, above = size // unit * unit, (size // unit + 1) * unit
         near = f"{below} or {above}" if below else str(above)
-        shared = f"{num_processes} processes in {num_parts} parts each" if num_processes > 1 else f"{num_parts} parts"
         raise ConfigError(
-            f"train.batch_size is {size}, which {shared} (train.accumulate) cannot share out evenly: it is no multiple "
-            f"of {num_processes} x {num_parts} = {unit}; take --batch-size {near}"
+            f"train.batch_size is {size} and cannot be shared out evenly: {num_processes} process"
+            f"{'es' if num_processes > 1 else ''} times train.accumulate {num_parts} need a multiple of {unit}; take "
+            f"--batch-size {near}"
         )
     if config.loss.koleo_weight and size // num_parts < 2:
         raise ConfigError(

@@ -111,7 +111,7 @@ def pretrain(
                             logger.info("saved %s", path)
                 if stopping:
                     break
-    except RuntimeError as error:
+    except (RuntimeError, ranks.LostContactError) as error:
         if not ranks.is_lost_contact(error):
             raise
         raise ranks.lost_contact(error, f"step {step} was not finished; {_kept(run)}: go on with --resume") from None

@@ -1,6 +1,7 @@
 """Which of several processes this is, and the little that they tell each other; alone, nothing happens."""
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +21,8 @@ Value = TypeVar("Value")
 _FOR_DAYS = timedelta(days=30)
 _POLL_S = 0.02
 _LET_GO_S = 0.1
-# What gloo and NCCL say, as plain RuntimeErrors, when another process has ended or does not answer.
-_LOST = ("gloo", "nccl", "connection closed", "connection reset", "connection refused", "broken pipe", "timed out")
+# Of what gloo and NCCL say at length, as plain RuntimeErrors, when another process has ended or does not answer.
+_LOST = re.compile(r"connection (closed|reset|refused)( by peer)?|broken pipe|timed out( waiting \w+)?", re.IGNORECASE)
 
 
 class FailedElsewhereError(PatchsslError):
@@ -29,7 +30,16 @@ class FailedElsewhereError(PatchsslError):
 
 
 class LostContactError(FailedElsewhereError):
-    """Another process ended or stopped answering, perhaps without a word."""
+    """Another process ended or stopped answering, perhaps without a word.
+
+    Attributes:
+        reason: what was seen of that.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        """Keep both."""
+        super().__init__(message)
+        self.reason = reason
 
 
 @contextmanager
@@ -184,16 +194,17 @@ def failing_alike() -> Iterator[None]:
 
 
 def is_lost_contact(error: BaseException) -> bool:
-    """Whether an error says that another process ended or does not answer."""
+    """Whether an error, of ours or of gloo or NCCL, says that another process ended or does not answer."""
     if world_size() == 1 or not isinstance(error, RuntimeError):
-        return False
+        return isinstance(error, LostContactError)
     words = str(error).lower()
-    return isinstance(error, dist.DistError) or any(sign in words for sign in _LOST)
+    return isinstance(error, dist.DistError) or any(sign in words for sign in ("gloo", "nccl")) or bool(_seen(error))
 
 
 def lost_contact(error: BaseException, advice: str) -> LostContactError:
-    """An error of is_lost_contact in our words."""
-    return LostContactError(f"process {rank()} of {world_size()} lost another one ({_first_line(error)}); {advice}")
+    """An error of is_lost_contact in our words, for a user who is to do this."""
+    reason = error.reason if isinstance(error, LostContactError) else _seen(error) or _first_line(error)
+    return LostContactError(f"process {rank()} of {world_size()} lost another one ({reason}); {advice}", reason)
 
 
 def summed(tensor: Tensor) -> Tensor:
@@ -257,6 +268,11 @@ def _contact() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise lost_contact(error, "start again, with --resume if it is a training") from None
+
+
+def _seen(error: BaseException) -> str:
+    found = _LOST.search(str(error))
+    return found[0] if found else ""
 
 
 def _first_line(error: BaseException) -> str:

@@ -203,7 +203,8 @@ class BadImages:
         Raises:
             DataError: more than the allowed fraction of all images is unreadable.
         """
-        new = [error for error in bad if error.path not in self.reasons]
+        # One may be met twice at a time, by several processes or in place of several others.
+        new = list({error.path: error for error in bad if error.path not in self.reasons}.values())
         self.reasons.update({error.path: error.reason for error in new})
         if len(self.reasons) > self.max_fraction * self.num_images:
             first = "; ".join(f"{path}: {reason}" for path, reason in list(self.reasons.items())[:3])
