@@ -101,7 +101,7 @@ def _parts(
     views = torch.arange(group.num_views)
     for ours, setting in zip(views.tensor_split(tuple(range(1, len(settings)))), settings, strict=True):
         rows = (torch.arange(num_images)[:, None] * group.num_views + ours).flatten()
-        row_keys = SampleKeys(*(value.repeat_interleave(len(ours)) for value in (keys.epoch, keys.index)))
+        row_keys = SampleKeys(keys.epoch.repeat_interleave(len(ours)), keys.index.repeat_interleave(len(ours)))
         streams = (_FIRST_STREAM + first_view + ours).repeat(num_images)
         parts.append(_Part(setting, rows, ViewNumbers.draw(seed, row_keys, streams)))
     return parts

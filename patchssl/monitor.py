@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from patchssl.errors import CheckpointError
+from patchssl.ranks import is_main
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one line for each logged step, appended and flushed at once."""
+    """`metrics.jsonl`: one line for each logged step, appended and flushed at once, by the main process."""
 
     def __init__(self, path: Path) -> None:
         """Open for appending."""
         self._path = path
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8") if is_main() else None
 
     def write(self, values: Mapping[str, float | int]) -> None:
         """Append a line; a number that is not finite, which JSON has no word for, becomes null.
@@ -23,6 +24,8 @@ class MetricsFile:
         Raises:
             CheckpointError: the disk is full.
         """
+        if self._file is None:
+            return
         try:
             finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
             self._file.write(json.dumps(finite, allow_nan=False) + "\n")
@@ -34,7 +37,8 @@ class MetricsFile:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class StepClock:

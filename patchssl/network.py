@@ -112,7 +112,7 @@ class Network(nn.Module):
                 flat = tokens.patches.flatten(0, 1)  # (B * V * N, D)
                 patches.append(flat if kept is None else flat[kept[group]])
         prototypes = self.cls_head.last_layer()
-        outputs = (cls[0], self.cls_head(torch.cat(cls)), prototypes)
+        outputs = (cls[0].clone(), self.cls_head(torch.cat(cls)), prototypes)
         if not self.with_patches:
             return outputs
         if self.patch_head is None:

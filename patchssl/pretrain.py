@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
+from patchssl import ranks
 from patchssl.checkpoint import load_checkpoint, save_checkpoint
+from patchssl.data.decode import UnreadableImage
 from patchssl.data.images import ImageSource
-from patchssl.data.loader import BadImages, TrainingBatches, iterate
+from patchssl.data.loader import BadImages, Share, TrainingBatches, iterate
 from patchssl.environment import cpu_computes_bf16
 from patchssl.errors import CheckpointError
 from patchssl.guard import Guard
@@ -49,15 +51,17 @@ def pretrain(
 ) -> int:
     """Train a student and a teacher and write metrics and checkpoints into a run folder.
 
+    Processes that have joined share each batch; all of them call this, and the main one writes.
+
     Args:
         networks: with fresh weights, and the configuration that they were built from.
         source: the images.
         run: the run folder, prepared by prepare_run.
-        device: cpu, cuda or mps.
+        device: cpu, cuda or mps; cuda:N for the GPU of that number.
         precision: fp32 or bf16.
         workers: loader processes.
         resume: go on from the newest checkpoint of the folder.
-        stop_requested: asked after every step; on True the run is saved and ends early.
+        stop_requested: asked after every step; on True in any process the run is saved and ends early.
         on_step: called after every step.
 
     Returns:
@@ -67,6 +71,8 @@ def pretrain(
         DataError: too many images are unreadable.
         TrainingError: the loss or its gradient is not finite in too many steps in a row.
         CheckpointError: a checkpoint cannot be read or written.
+        ConfigError: the batch cannot be shared out among the processes.
+        FailedElsewhereError: another process failed, ended or stopped answering.
     """
     config = networks.config
     train = config.train
@@ -75,32 +81,51 @@ def pretrain(
     guard = Guard(trainer, source, run, precision=precision)
     step = _resume(run, len(source), trainer, guard) if resume else 0
     crop = MultiCrop(config.views, train.seed)
-    batches = TrainingBatches(source, crop, batch_size=train.batch_size, num_steps=num_steps, seed=train.seed)
+    share = Share(ranks.rank(), ranks.world_size(), train.accumulate)
+    batches = TrainingBatches(
+        source, crop, batch_size=train.batch_size, num_steps=num_steps, seed=train.seed, share=share
+    )
     bad_images = BadImages(len(source), config.data.max_bad_fraction)
     try:
         with Watch(run, networks, num_images=len(source), num_steps=num_steps) as watch:
-            for decoded, keys, bad in iterate(batches, first_step=step, workers=workers, pin_memory=device == "cuda"):
+            on_gpu = device.startswith("cuda")
+            for decoded, keys, bad in iterate(batches, first_step=step, workers=workers, pin_memory=on_gpu):
                 watch.waited()
-                for image in bad_images.add(bad):
-                    logger.warning("unreadable image left out: %s", image)
                 values = scheduled(config, step, num_steps)
                 outcome = trainer.step(decoded, keys, values)
                 guard.count(step, outcome)
-                watch.stepped(step, values, outcome, len(keys), skipped_steps=guard.skipped.total)
-                guard.check(step, outcome, decoded, keys)
+                watch.stepped(step, values, outcome, train.batch_size, skipped_steps=guard.skipped.total)
+                with ranks.failing_alike():
+                    guard.check(step, outcome, decoded, keys)
                 step += 1
                 on_step(Progress(step, num_steps, step * train.batch_size, outcome.loss))
-                stopping = stop_requested()
+                stopping, found = _agreed(stop_requested(), bad)
+                with ranks.failing_alike():
+                    for image in bad_images.add(found):
+                        logger.warning("unreadable image left out: %s", image)
                 due = step % train.checkpoint_every_steps == 0 and guard.may_save()
                 if due or step == num_steps or stopping:
                     content = {"num_images": len(source), "skipped_steps": asdict(guard.skipped), **trainer.state()}
-                    path = save_checkpoint(run / "checkpoints", content, step=step, keep_last=train.keep_last)
-                    logger.info("saved %s", path)
+                    with ranks.failing_together():
+                        if ranks.is_main():
+                            path = save_checkpoint(run / "checkpoints", content, step=step, keep_last=train.keep_last)
+                            logger.info("saved %s", path)
                 if stopping:
                     break
+    except (RuntimeError, ranks.LostContactError) as error:
+        if not ranks.is_lost_contact(error):
+            raise
+        raise ranks.lost_contact(error, f"step {step} was not finished; {_kept(run)}: go on with --resume") from None
     finally:
-        list_unreadable(run, bad_images.reasons)
+        if ranks.is_main():
+            list_unreadable(run, bad_images.reasons)
     return step
+
+
+def _agreed(stop: bool, bad: list[UnreadableImage]) -> tuple[bool, list[UnreadableImage]]:
+    """Whether any process is to stop, and what all of them could not read."""
+    num_stopping, num_bad = ranks.summed(torch.tensor([int(stop), len(bad)])).tolist()
+    return num_stopping > 0, [image for part in ranks.gather(bad) for image in part] if num_bad else []
 
 
 def default_precision(device: str) -> str:
@@ -113,13 +138,14 @@ def default_precision(device: str) -> str:
 def _resume(run: Path, num_images: int, trainer: Trainer, guard: Guard) -> int:
     """Load the newest checkpoint of a run; returns the step to go on with."""
     path = run / "checkpoints" / "latest"
-    content = load_checkpoint(path)
-    if content["num_images"] != num_images:
-        raise CheckpointError(
-            f"{run} was trained on {content['num_images']} images, DATA holds {num_images}; the order of samples would "
-            "differ: resume with the data that it began with"
-        )
-    check_same_network(content, trainer.config, path)
+    with ranks.failing_together():
+        content = load_checkpoint(path)
+        if content["num_images"] != num_images:
+            raise CheckpointError(
+                f"{run} was trained on {content['num_images']} images, DATA holds {num_images}; the order of samples "
+                "would differ: resume with the data that it began with"
+            )
+        check_same_network(content, trainer.config, path)
     try:
         trainer.restore(content)
     except (RuntimeError, ValueError, KeyError) as error:
@@ -130,3 +156,8 @@ def _resume(run: Path, num_images: int, trainer: Trainer, guard: Guard) -> int:
     guard.skipped = SkippedSteps(**content.get("skipped_steps", {}))
     logger.info("resumed from %s at step %d", path, content["step"])
     return int(content["step"])
+
+
+def _kept(run: Path) -> str:
+    latest = run / "checkpoints" / "latest"
+    return f"the checkpoint {latest.resolve().name} is kept" if latest.exists() else "no checkpoint had been saved yet"

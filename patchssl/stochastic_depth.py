@@ -85,7 +85,8 @@ def draw_factors(
     factors, first_view = [], 0
     for group in groups:
         views = torch.arange(first_view, first_view + group.num_views)
-        each = SampleKeys(*(value.repeat_interleave(group.num_views) for value in (keys.epoch, keys.index)))
+        epoch, index = (value.repeat_interleave(group.num_views) for value in (keys.epoch, keys.index))
+        each = SampleKeys(epoch, index)
         drawn = uniforms(seed, each, _FIRST_STREAM + views.repeat(len(keys)), len(rates))  # (B * V, L)
         factors.append((drawn < keep) / keep)
         first_view += group.num_views

@@ -136,16 +136,25 @@ class SampleKeys:
     Attributes:
         epoch: (B,) int64: how often the data had been gone through before this sample.
         index: (B,) int64: the image in its source.
+        first_of_batch: epoch and index of the first sample of the whole batch, where these are a share of it.
     """
 
     epoch: Tensor
     index: Tensor
+    first_of_batch: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, key: object) -> "SampleKeys":
-        return SampleKeys(self.epoch[key], self.index[key])  # type: ignore[index]
+        return SampleKeys(self.epoch[key], self.index[key], self.first_of_batch)  # type: ignore[index]
+
+    def first(self) -> "SampleKeys":
+        """The first sample of the whole batch."""
+        if self.first_of_batch is None:
+            return self[:1]
+        epoch, index = self.first_of_batch
+        return SampleKeys(torch.tensor([epoch]), torch.tensor([index]))
 
 
 def as_float(pixels: Tensor) -> Tensor:

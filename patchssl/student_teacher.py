@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from patchssl import ranks
 from patchssl.config import Config
 from patchssl.koleo import koleo
 from patchssl.loss import paired_cross_entropy
 from patchssl.network import Network, Projected
+from patchssl.shards import local
 from patchssl.structs import Pairs, ViewGroup
 from patchssl.targets import Targets, mean_logits, moved_center, sinkhorn_center
 from patchssl.workspace import MIB, Workspace
@@ -17,12 +19,12 @@ from patchssl.workspace import MIB, Workspace
 
 @dataclass(frozen=True)
 class Answer:
-    """What the teacher says of a batch.
+    """What the teacher says of a batch, or of this process's share of it.
 
     Attributes:
         parts: its projections of each part of the batch.
         whole: those of all of it.
-        centers: what is taken from its logits, (C, K) for each kind of token.
+        centers: what is taken from its logits, (C, K) for each kind of token; the same for all processes.
     """
 
     parts: tuple[Projected, ...]
@@ -33,6 +35,8 @@ class Answer:
 @dataclass(frozen=True)
 class PartLoss:
     """The share of a part of a batch, which may be all of it, in the batch's loss.
+
+    Of all parts and processes together, each is a sum.
 
     Attributes:
         total: what is minimised.
@@ -147,33 +151,40 @@ class StudentTeacher:
 
     @torch.no_grad()
     def teacher_entropy(self, answer: Answer, temperature: float) -> dict[str, float]:
-        """Mean entropy in nats of the teacher's distributions of a step, for each kind of token."""
-        return {
-            kind: Targets.of(rows, center=answer.centers[kind], temperature=temperature).mean_entropy(self.workspace)
+        """Mean entropy in nats of the teacher's distributions of a step, for each kind of token; of all processes."""
+        own = [
+            Targets.of(rows, center=answer.centers[kind], temperature=temperature).mean_entropy(self.workspace)
             for kind, rows in answer.whole.kinds().items()
-        }
+        ]
+        means = ranks.averaged(torch.tensor(own, dtype=torch.float64))
+        return dict(zip(answer.whole.kinds(), means.tolist(), strict=True))
 
     @torch.no_grad()
     def update_centers(self, answer: Answer) -> None:
-        """Move the centres towards the mean logits of this step's teacher; Sinkhorn's are kept as they are."""
+        """Move the centres towards the mean logits of this step's teacher, over the rows of all processes.
+
+        Sinkhorn's are kept as they are.
+        """
         if self.config.loss.center == "sinkhorn":
             self.centers = answer.centers
             return
         for name, rows in answer.whole.kinds().items():
             center = self.centers[name]
-            self.centers[name] = moved_center(center, mean_logits(rows, len(center)), self.config.loss.center_momentum)
+            mean = ranks.averaged(mean_logits(rows, len(center)))
+            self.centers[name] = moved_center(center, mean, self.config.loss.center_momentum)
 
     @torch.no_grad()
     def ema_step(self, momentum: float) -> None:
         """Teacher = momentum * teacher + (1 - momentum) * student, over all parameters in one fused operation."""
-        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
+        teacher, student = ([local(weight) for weight in net.parameters()] for net in (self.teacher, self.student))
+        torch._foreach_lerp_(teacher, student, 1 - momentum)
 
     def _spread(self, features: Tensor, num_images: int) -> Tensor:
-        """The mean over the global views of the KoLeo term of their class tokens (B * V, D)."""
+        """This process's share in the mean over the global views of the KoLeo term of their class tokens (B * V, D)."""
         if not self.config.loss.koleo_weight:
             return features.new_zeros((), dtype=torch.float32)
         views = features.unflatten(0, (num_images, -1)).unbind(1)  # V times (B, D)
-        return torch.stack([koleo(view) for view in views]).mean()
+        return torch.stack([koleo(ranks.gathered(view)) for view in views]).mean() / ranks.world_size()
 
     def _centers(self, teacher: Projected, temperature: float) -> dict[str, Tensor]:
         """What is taken from the teacher's logits in this step."""
@@ -182,7 +193,11 @@ class StudentTeacher:
         num_iterations = self.config.loss.sinkhorn_iterations
         return {
             name: sinkhorn_center(
-                rows, temperature=temperature, num_iterations=num_iterations, workspace=self.workspace
+                rows,
+                temperature=temperature,
+                num_iterations=num_iterations,
+                workspace=self.workspace,
+                over_all=ranks.log_summed_exp,
             )
             for name, rows in teacher.kinds().items()
         }

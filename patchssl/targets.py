@@ -1,5 +1,6 @@
 """What the teacher says, and the centre that keeps it from collapsing."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -91,7 +92,12 @@ def moved_center(center: Tensor, batch_mean: Tensor, momentum: float) -> Tensor:
 
 
 def sinkhorn_center(
-    teacher: Projections, *, temperature: float, num_iterations: int, workspace: Workspace | None = None
+    teacher: Projections,
+    *,
+    temperature: float,
+    num_iterations: int,
+    workspace: Workspace | None = None,
+    over_all: Callable[[Tensor], Tensor] = lambda log_sums: log_sums,
 ) -> Tensor:
     """The (1, K) centre under which the softmax of the teacher's rows uses all prototypes alike.
 
@@ -105,6 +111,8 @@ def sinkhorn_center(
         temperature: above 0.
         num_iterations: of scaling columns, then rows; SwAV and DINOv2 take 3.
         workspace: tells how many logits may exist at a time.
+        over_all: where several processes hold rows, turns the logarithm of the sums (1, K) over those of one of them
+            into that over all, for everyone.
     """
     workspace = workspace or Workspace()
     column = teacher.prototypes.new_zeros(1, len(teacher.prototypes), dtype=_at_least_float32(teacher.prototypes))
@@ -116,7 +124,7 @@ def sinkhorn_center(
                 scaled = (rows.to(teacher.prototypes.dtype) @ teacher.prototypes.T).to(column.dtype) / temperature
             row = 0.0 if first else (scaled - column).logsumexp(dim=1, keepdim=True)
             sums = torch.logaddexp(sums, (scaled - row).logsumexp(dim=0, keepdim=True))
-        column, first = sums, False
+        column, first = over_all(sums), False
     return column * temperature
 
 

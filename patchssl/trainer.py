@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.precision import MixedPrecision, Precision
 from torch import Tensor
 
+from patchssl import ranks
 from patchssl.augmentation import prepare_views, view_settings
 from patchssl.backbones.vit import recompute_activations, recompute_blocks, use_plain_attention
+from patchssl.engine import Engine
 from patchssl.planning import plan, total_pairs
+from patchssl.shards import cut_like, cut_optimizer_state, whole
 from patchssl.step_values import StepValues
 from patchssl.stochastic_depth import draw_factors, dropped_branches
 from patchssl.structs import BatchViews, SampleKeys, ViewGroup
@@ -22,7 +23,7 @@ from patchssl.updates import clip_gradients, weight_decay_groups
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The loss of a batch and what it is made of; without gradients.
+    """The loss of a batch and what it is made of, over all processes and the same for each; without gradients.
 
     Attributes:
         total: what is minimised.
@@ -30,7 +31,7 @@ class LossTerms:
         patch: mean over the pairs of patches; 0 where there are none.
         koleo: mean over the global views of how close together the class tokens of a batch are; 0 where not asked for.
         num_patch_pairs: how many pairs of patches there are.
-        answer: the teacher's.
+        answer: the teacher's, about this process's share.
     """
 
     total: Tensor
@@ -42,21 +43,18 @@ class LossTerms:
 
     @classmethod
     def of(cls, parts: Sequence[PartLoss], num_patch_pairs: int, answer: Answer) -> "LossTerms":
-        """Put the parts of a batch together."""
-
-        def mean(kind: str) -> Tensor:
-            if kind not in parts[0].sums:
-                return torch.zeros_like(parts[0].koleo)
-            return _sum([part.sums[kind] for part in parts]) / max(sum(part.shares[kind] for part in parts), 1e-12)
-
-        return cls(
-            total=_sum([part.total.detach() for part in parts]),
-            cls=mean("cls"),
-            patch=mean("patch"),
-            koleo=_sum([part.koleo for part in parts]),
-            num_patch_pairs=num_patch_pairs,
-            answer=answer,
-        )
+        """Put the parts of a batch together, those of all processes."""
+        kinds = list(parts[0].sums)
+        device, num = parts[0].koleo.device, len(kinds)
+        rows = [torch.stack([part.total.detach(), part.koleo, *part.sums.values()]) for part in parts]
+        shares = torch.tensor([[part.shares[kind] for kind in kinds] for part in parts], device=device).sum(dim=0)
+        total, koleo, *rest = ranks.summed(torch.cat([_sum(rows), shares])).unbind()
+        means = {
+            kind: of_kind / share.clamp(min=1e-12)
+            for kind, of_kind, share in zip(kinds, rest[:num], rest[num:], strict=True)
+        }
+        patch = means.get("patch", torch.zeros_like(total))
+        return cls(total, means["cls"], patch, koleo, num_patch_pairs, answer)
 
 
 @dataclass(frozen=True)
@@ -76,51 +74,49 @@ class Outcome:
     is_finite: bool
 
 
-class _MixedPrecision(MixedPrecision):
-    """Leaves what a network returns as it is: the copy in float32 of a large matrix of prototypes is not wanted."""
-
-    def convert_output(self, data: Any) -> Any:
-        """Do nothing."""
-        return data
-
-
 class Trainer:
-    """Networks and optimizer on their device, and the training step."""
+    """Networks and optimizer on their device, and the training step.
+
+    With several processes each takes its share of a batch, and every method is for all of them to call.
+    """
 
     def __init__(self, networks: StudentTeacher, *, device: str, precision: str) -> None:
         """Move the networks to the device and set up AdamW.
 
         Args:
             networks: with the configuration that they were built from.
-            device: cpu, cuda or mps.
+            device: cpu, cuda or mps; cuda:N for the GPU of that number.
             precision: fp32 or bf16.
+
+        Raises:
+            ConfigError: the batch cannot be shared out among processes, or the strategy is not for so many.
         """
         self.networks, self.config = networks, networks.config
-        self.fabric = Fabric(
-            accelerator=device,
-            devices=1,
-            plugins=_MixedPrecision("bf16-mixed", device) if precision == "bf16" else Precision(),
-        )
         if device == "cpu" and precision == "bf16":
             for network in (networks.student, networks.teacher):
                 use_plain_attention(network.backbone)
         recompute_activations(networks.student.backbone)
         if self.config.train.checkpoint_activations:
             recompute_blocks(networks.student.backbone)
+        self._drop_rates = [branch.rate for branch in dropped_branches(networks.student)]
+        engine = Engine(self.config, device=device, precision=precision)
+        self.fabric = engine.fabric
+        self._student = engine.set_up_student(networks.student)
+        engine.set_up_teacher(networks.teacher)
+        networks.to(engine.device)
+        # Of the parameters as they are now; sharing them out has made others of them.
         decayed, free = weight_decay_groups(networks.student)
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, fused=device != "mps")
-        networks.to(self.fabric.device)
-        self._student, self._fabric_optimizer = self.fabric.setup(networks.student, self.optimizer)
+        self._fabric_optimizer: Any = self.fabric.setup_optimizers(self.optimizer)
         self._student.train()
-        self._drop_rates = [branch.rate for branch in dropped_branches(networks.student)]
         self._settings = view_settings(self.config.photometric, self.config.model.patch_px)
 
     def step(self, decoded: Sequence[ViewGroup], keys: SampleKeys, values: StepValues) -> Outcome:
         """Train on a batch; leave everything as it was where the loss or its gradients are not finite.
 
         Args:
-            decoded: the views of the batch, uint8.
+            decoded: the views of the batch, or of this process's share of it, uint8.
             keys: its samples.
             values: scheduled for this step.
         """
@@ -136,7 +132,7 @@ class Trainer:
         num_parts = self.config.train.accumulate
         cuts = list(_cut(decoded, keys, num_parts))
         plans = [plan(groups, self.config) for groups, _ in cuts]
-        num_pairs = total_pairs(plans)
+        num_pairs = ranks.summed(total_pairs(plans))
         views = [self.prepared(*cut) for cut in cuts]
         factors = [draw_factors(self._drop_rates, *cut, seed=self.config.train.seed) for cut in cuts]
         with self.fabric.autocast():
@@ -160,7 +156,8 @@ class Trainer:
                         part=1 / num_parts,
                         factors=of_cut,
                     )
-                self.fabric.backward(part.total)
+                # The gradients of processes are averaged, and their losses are shares of a sum.
+                self.fabric.backward(part.total * ranks.world_size())
                 parts.append(part)
         num_patch_pairs = int(num_pairs[1].sum()) if len(num_pairs) > 1 else 0
         return LossTerms.of(parts, num_patch_pairs, answer)
@@ -184,27 +181,26 @@ class Trainer:
         return outcome
 
     def state(self) -> dict[str, Any]:
-        """All that the next step depends on, besides the data."""
+        """All that the next step depends on, besides the data; what is shared out among processes, for the main one."""
         return {
             "config": self.config.model_dump(mode="json"),
-            "student": self.networks.student.state_dict(),
-            "teacher": self.networks.teacher.state_dict(),
+            "student": whole(self.networks.student.state_dict()),
+            "teacher": whole(self.networks.teacher.state_dict()),
             "centers": self.networks.centers,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole(self.optimizer.state_dict()),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state` returned.
+        """Continue from what `state` returned, with however many processes.
 
         Raises:
             RuntimeError, ValueError, KeyError: it is of other networks.
         """
-        self.networks.student.load_state_dict(state["student"])
-        self.networks.teacher.load_state_dict(state["teacher"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.networks.centers = {
-            name: state["centers"][name].to(center.device) for name, center in self.networks.centers.items()
-        }
+        networks = self.networks
+        networks.student.load_state_dict(cut_like(state["student"], networks.student))
+        networks.teacher.load_state_dict(cut_like(state["teacher"], networks.teacher))
+        self.optimizer.load_state_dict(cut_optimizer_state(state["optimizer"], self.optimizer))
+        networks.centers = {name: state["centers"][name].to(center.device) for name, center in networks.centers.items()}
 
     def prepared(self, decoded: Sequence[ViewGroup], keys: SampleKeys) -> BatchViews:
         """The views of these samples as the networks see them."""

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from patchssl.shards import local, tensor_norms
+
 
 def weight_decay_groups(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The trainable parameters with and without weight decay; biases and 1-D parameters have none, as in DINO."""
@@ -22,9 +24,14 @@ def clip_gradients(network: nn.Module, largest_norm: float, *, mode: str) -> Ten
         largest_norm: above 0.
         mode: "global" clips the norm over all tensors; "tensor" clips each tensor by itself (DINO, PW-Self).
     """
-    parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    norms = tensor_norms(gradients)  # (T,)
+    total: Tensor = torch.linalg.vector_norm(norms)
+    shares = [local(gradient) for gradient in gradients]
+    # As PyTorch's clip_grad_norm_, which clips all tensors as one.
     if mode == "global":
-        return nn.utils.clip_grad_norm_(parameters, largest_norm)
-    norms = [nn.utils.clip_grad_norm_([parameter], largest_norm) for parameter in parameters]
-    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        torch._foreach_mul_(shares, (largest_norm / (total + 1e-6)).clamp(max=1.0))
+    else:
+        for share, scale in zip(shares, (largest_norm / (norms + 1e-6)).clamp(max=1.0), strict=True):
+            share.mul_(scale)
     return total

@@ -47,7 +47,7 @@ class MultiCrop:
         side: int,
         scale: tuple[float, float],
     ) -> ViewGroup:
-        drawn_for = keys[:1] if self.views.shared_geometry else keys
+        drawn_for = keys.first() if self.views.shared_geometry else keys
         numbers = torch.stack(
             [
                 uniforms(self.seed, drawn_for, first_view + view, NUM_BOX_UNIFORMS + 1).expand(len(keys), -1)

@@ -6,8 +6,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +29,37 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 @pytest.fixture
-def in_two_processes() -> Iterator[Callable[[Callable[[], None]], list[int]]]:
-    """Run a function in two processes that find in their environment what torchrun would say; their exit codes."""
+def in_processes() -> Iterator[Callable[..., list[int]]]:
+    """Run a function in so many processes that find in their environment what torchrun would say; their exit codes."""
     import torch
 
     before = torch.get_num_threads()
     # Threads do not survive a fork.
     torch.set_num_threads(1)
-    yield _in_two_processes
+    yield _in_processes
     torch.set_num_threads(before)
 
 
-def _in_two_processes(run: Callable[[], None]) -> list[int]:
+@pytest.fixture
+def in_two_processes(in_processes: Callable[..., list[int]]) -> Callable[[Callable[[], None]], list[int]]:
+    """Run a function in two processes."""
+    return in_processes
+
+
+def _in_processes(run: Callable[[], None], num: int = 2) -> list[int]:
     from patchssl.ranks import process_group
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = free_port()
 
     def start(number: int) -> None:
-        os.environ |= {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        place = {"RANK": str(number), "WORLD_SIZE": str(num), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ |= place
         with process_group():
             run()
 
     # Forked, since importing torch again would take most of the time.
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=start, args=(number,)) for number in range(2)]
+    processes = [context.Process(target=start, args=(number,)) for number in range(num)]
     for process in processes:
         process.start()
     for process in processes:
@@ -62,6 +68,103 @@ def _in_two_processes(run: Callable[[], None]) -> list[int]:
             process.kill()
             pytest.fail("a process waits for the other")
     return [process.exitcode or 0 for process in processes]
+
+
+class Launched:
+    """Processes that run one command line together; what each says on stderr goes into a file of its own."""
+
+    def __init__(self, folder: Path, arguments: Sequence[str], environments: Sequence[Mapping[str, str]]) -> None:
+        folder.mkdir()
+        self.environments = environments
+        self._files = [folder / f"{number}.txt" for number in range(len(environments))]
+        context = multiprocessing.get_context("fork")
+        self.processes = [
+            context.Process(target=self._run, args=(file, list(arguments), dict(environment)))
+            for file, environment in zip(self._files, environments, strict=True)
+        ]
+        for process in self.processes:
+            process.start()
+
+    @staticmethod
+    def _run(told: Path, arguments: list[str], environment: dict[str, str]) -> None:
+        from patchssl.cli.main import main
+
+        os.setsid()  # so that a signal for all reaches the loader's processes, too
+        os.environ |= environment
+        sys.stderr = told.open("w", buffering=1)
+        os.dup2(sys.stderr.fileno(), 2)
+        sys.exit(main(arguments))
+
+    def told(self, number: int) -> str:
+        """What a process has said on stderr."""
+        return self._files[number].read_text()
+
+    def errors(self) -> list[str]:
+        """The lines of all processes that begin with `Error: `."""
+        lines = [line for number in range(len(self.processes)) for line in self.told(number).splitlines()]
+        return [line for line in lines if line.startswith("Error: ")]
+
+    def signal(self, number: int, *processes: int) -> None:
+        """Send a signal to these processes, or to all, and to what they have started."""
+        for process in [self.processes[index] for index in processes] or self.processes:
+            assert process.pid is not None
+            os.killpg(process.pid, number)
+
+    def wait_for(self, path: Path) -> None:
+        """Return when a file is there."""
+        until = time.monotonic() + 60
+        while not path.exists():
+            assert all(process.is_alive() for process in self.processes), self.errors()
+            assert time.monotonic() < until, path
+            time.sleep(0.01)
+
+    def ends(self, timeout_s: float = 60) -> list[int]:
+        """The exit codes of all processes."""
+        until = time.monotonic() + timeout_s
+        for process in self.processes:
+            process.join(max(0.0, until - time.monotonic()))
+        alive = [process for process in self.processes if process.is_alive()]
+        for process in alive:
+            process.kill()
+        assert not alive, f"{len(alive)} processes still run; {self.errors()}"
+        return [process.exitcode or 0 for process in self.processes]
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
+    """Start a command line in several processes, by default as torchrun would; forked, which saves importing torch."""
+    import torch
+    import torch.distributed.fsdp
+    import torch.distributed.tensor
+
+    started: list[Launched] = []
+
+    def start(
+        *arguments: str,
+        environments: Sequence[Mapping[str, str]] | None = None,
+        only: int | None = None,
+        **common: str,
+    ) -> Launched:
+        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), **common}
+        ranks = range(2) if only is None else [only]
+        environments = environments or [{**common, "RANK": str(rank)} for rank in ranks]
+        started.append(Launched(tmp_path / f"told-{len(started)}", arguments, environments))
+        return started[-1]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield start
+    torch.set_num_threads(before)
+    for each in started:
+        for process in each.processes:
+            process.kill()
+
+
+def free_port() -> str:
+    """A port on which nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import click
 from patchssl import __version__
 from patchssl.cli.failures import describe, is_unforeseen
 from patchssl.cli.lazy import Entry, LazyGroup
+from patchssl.cli.processes import INTERRUPTED
 
 COMMANDS = {
     "demo": Entry("patchssl.cli.demo:demo", "Pretrain on drawn images and evaluate, without any download."),
@@ -22,7 +23,7 @@ COMMANDS = {
     "data": Entry("patchssl.cli.data:data", "Draw and look at data."),
 }
 
-FAILED, INTERRUPTED = 1, 130
+FAILED = 1
 
 
 @click.group(cls=LazyGroup, entries=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 import click
 
 from patchssl.errors import ConfigError
+from patchssl.launch import launched
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -150,10 +151,15 @@ def quiet_option() -> Decorator:
     return click.option("--quiet", "-q", is_flag=True, help="No progress; only warnings, errors and results.")
 
 
-def usable_workers() -> int:
-    """The cores that this process may use, at most 8."""
+def usable_workers(*, shared: bool = False) -> int:
+    """The cores that this process may use, at most 8.
+
+    Args:
+        shared: those of a host are shared among its processes, of torchrun or srun.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST_WORKERS)
+    started = launched() if shared else None
+    return min(max(1, cores // (started.local_size if started else 1)), _MOST_WORKERS)
 
 
 def resolve_device(name: str) -> str:
@@ -182,7 +188,7 @@ def resolve_device(name: str) -> str:
 
 
 def own_device(device: str) -> str:
-    """The device of this process: of those that torchrun starts on a host, each takes a GPU of its own.
+    """The device of this process: of those that torchrun or srun starts on a host, each takes a GPU of its own.
 
     Args:
         device: cpu, cuda or mps.
@@ -190,14 +196,18 @@ def own_device(device: str) -> str:
     Raises:
         ConfigError: there are fewer GPUs than processes.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if device != "cuda" or "LOCAL_RANK" not in os.environ:
+    started = launched()
+    if device != "cuda" or (started is None and "LOCAL_RANK" not in os.environ):
         return device
     import torch
 
-    if local_rank >= torch.cuda.device_count():
+    local_rank = started.local_rank if started is not None else int(os.environ["LOCAL_RANK"])
+    num = torch.cuda.device_count()
+    if num == 1 and started is not None and started.sees_own_gpu:
+        return "cuda:0"
+    if local_rank >= num:
         raise ConfigError(
-            f"process {local_rank} of this host finds {torch.cuda.device_count()} GPUs; start at most as many "
-            "processes as there are GPUs (--nproc-per-node)"
+            f"process {local_rank} of this host finds {num} GPUs; start at most as many processes as there are GPUs "
+            "(torchrun --nproc-per-node, srun --ntasks-per-node)"
         )
     return f"cuda:{local_rank}"

@@ -1,5 +1,6 @@
 """`patchssl pretrain`."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from patchssl.cli.logs import configure_logging, log_file
 from patchssl.cli.options import (
     batch_size_option,
     device_option,
+    own_device,
     precision_option,
     quiet_option,
     resolve_device,
@@ -17,6 +19,7 @@ from patchssl.cli.options import (
     usable_workers,
     workers_option,
 )
+from patchssl.cli.processes import training_process
 from patchssl.cli.progress import training_progress
 
 if TYPE_CHECKING:
@@ -63,6 +66,7 @@ if TYPE_CHECKING:
 @batch_size_option(default=None)
 @seed_option(default=None)
 @quiet_option()
+@training_process()
 def pretrain(
     data: Path,
     output: Path,
@@ -90,6 +94,12 @@ def pretrain(
     patchssl pretrain cifar10/train --output runs/c10 --resume
     patchssl pretrain photos --output runs/more --init runs/photos --config runs/photos/config.yaml --init-heads
     patchssl pretrain photos --output runs/dino --init dino_deitsmall16_pretrain.pth
+    torchrun --nproc-per-node 8 -m patchssl pretrain photos --output runs/photos --batch-size 1024
+    srun --ntasks-per-node 8 --gpus-per-node 8 --kill-on-bad-exit patchssl pretrain photos --output runs/photos
+
+    With several processes --batch-size counts the images of all of them together, and results do not depend on their
+    number; --workers counts for each. Every host has to see DATA and the run folder. Networks that are too large for
+    one GPU: --set train.strategy=fsdp.
 
     Ctrl-C and SIGTERM save a checkpoint after the current step; --resume goes on exactly there.
     """  # noqa: D301 - the backslash is Click's mark for text that keeps its lines
@@ -110,19 +120,21 @@ def pretrain(
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
     import yaml
 
+    from patchssl.ranks import failing_together
     from patchssl.recipes import load_config
 
     if init is not None:
         # Any text, which as it stands could mean something else in YAML.
         given.append(f"model.init={yaml.safe_dump(init)}")
 
-    if resume and source is None and (output / "config.yaml").is_file():
-        source = str(output / "config.yaml")
-    config = load_config(source, [*overrides, *given])
+    with failing_together():
+        if resume and source is None and (output / "config.yaml").is_file():
+            source = str(output / "config.yaml")
+        config = load_config(source, [*overrides, *given])
 
-    from patchssl.data.sources import open_unlabelled
+        from patchssl.data.sources import open_unlabelled
 
-    images = open_unlabelled(data, apply_exif=config.data.exif_orientation)
+        images = open_unlabelled(data, apply_exif=config.data.exif_orientation)
     run_training(config, images, output, resume=resume, overwrite=overwrite, quiet=quiet)
 
 
@@ -132,26 +144,28 @@ def run_training(
     """Prepare the run folder, seed, and train with progress, log file and signals."""
     import logging
 
-    import torch
-
     from patchssl.derived import derive
+    from patchssl.engine import check_alike, check_processes
     from patchssl.pretrain import default_precision
     from patchssl.pretrain import pretrain as train
-    from patchssl.student_teacher import StudentTeacher
+    from patchssl.ranks import failing_together, from_main, is_main, world_size
 
-    derived = derive(config, len(images))
-    config = derived.config
-    device = resolve_device(config.train.device)
-    precision = default_precision(device) if config.train.precision == "auto" else config.train.precision
+    with failing_together():
+        derived = derive(config, len(images))
+        config = derived.config
+        kind = resolve_device(config.train.device)
+        device = own_device(kind)
+        way = check_processes(config, kind, world_size())
+    check_alike(config, images, kind)
+    wished = config.train.precision
+    precision = from_main(default_precision(kind) if wished == "auto" else str(wished))
     workers = config.data.workers
     if workers is None:
         # On the CPU alone, training fills the cores; a single process that reads ahead is what it can spare.
-        workers = 1 if device == "cpu" else usable_workers()
-    torch.manual_seed(config.train.seed)
-    networks = StudentTeacher(config)
-    initial = _prepare(networks, output, device=device, resume=resume, overwrite=overwrite)
+        workers = 1 if kind == "cpu" else usable_workers(shared=True)
+    networks, initial = _prepare(config, output, device=device, resume=resume, overwrite=overwrite)
     logger = logging.getLogger(__name__)
-    with log_file(output / "log.txt"):
+    with log_file(output / "log.txt") if is_main() else nullcontext():
         num_steps = config.train.num_steps(len(images))
         for line in derived.told:
             logger.info(line)
@@ -163,12 +177,12 @@ def run_training(
             images.location,
             num_steps,
             config.train.batch_size,
-            device,
+            device if way == "alone" else f"{world_size()} processes ({way}) on {kind}",
             precision,
             workers,
             output,
         )
-        with stop_by_signal() as wish, training_progress(quiet=quiet) as on_step:
+        with stop_by_signal() as wish, training_progress(quiet=quiet or not is_main()) as on_step:
             done = train(
                 networks,
                 images,
@@ -187,19 +201,28 @@ def run_training(
 
 
 def _prepare(
-    networks: "StudentTeacher", output: Path, *, device: str, resume: bool, overwrite: bool
-) -> "Initial | None":
-    """Fill networks from the model of --init and prepare the run folder, which an error leaves as it was."""
+    config: "Config", output: Path, *, device: str, resume: bool, overwrite: bool
+) -> "tuple[StudentTeacher, Initial | None]":
+    """Networks, filled from the model of --init, and the run folder, which an error in any process leaves as it was."""
+    import torch
+
     from patchssl.checkpoint import load_checkpoint
     from patchssl.initial import initialise, keep_initial
+    from patchssl.ranks import failing_together, is_main
     from patchssl.run_folder import prepare_run
     from patchssl.same_network import check_same_network
+    from patchssl.student_teacher import StudentTeacher
 
-    config, latest = networks.config, output / "checkpoints" / "latest"
-    initial = None if resume else initialise(networks, seed=config.train.seed)
-    if resume and latest.exists():
-        check_same_network(load_checkpoint(latest, mapped=True), config, latest)
-    prepare_run(output, config, device=device, resume=resume, overwrite=overwrite)
-    if not resume:
-        keep_initial(output, initial)
-    return initial
+    latest = output / "checkpoints" / "latest"
+    with failing_together():
+        torch.manual_seed(config.train.seed)
+        networks = StudentTeacher(config)
+        initial = None if resume else initialise(networks, seed=config.train.seed)
+        if resume and latest.exists():
+            check_same_network(load_checkpoint(latest, mapped=True), config, latest)
+    with failing_together():
+        if is_main():
+            prepare_run(output, config, device=device, resume=resume, overwrite=overwrite)
+            if not resume:
+                keep_initial(output, initial)
+    return networks, initial

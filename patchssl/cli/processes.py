@@ -1,14 +1,21 @@
-"""What surrounds an evaluation: SIGTERM, and the processes of torchrun."""
+"""What surrounds commands that several processes may share: SIGTERM, and the processes of torchrun and srun."""
 
 import logging
-import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from types import FrameType
 
 import click
+
+from patchssl.launch import launched
+
+INTERRUPTED = 130
+
+# A step takes seconds, and saving minutes: who is silent for longer hangs.
+_LONGEST_SILENCE = timedelta(minutes=30)
 
 
 class Terminated(BaseException):
@@ -19,19 +26,31 @@ class Terminated(BaseException):
 def evaluation_process() -> Iterator[None]:
     """Surround an evaluation, as a block or as a decorator of the command.
 
-    SIGTERM raises Terminated inside, which ends the command with exit code 0. Under torchrun the process joins the
-    others; all but the one that reports are silent, and when another one fails they end without a word of their own.
+    SIGTERM raises Terminated inside, which ends the command with exit code 0. Under torchrun or srun the process joins
+    the others; all but the one that reports are silent, and when another one fails they end with it.
     """
     with ExitStack() as stack:
         stack.enter_context(_sigterm())
         if not runs_alone():
-            stack.enter_context(_among_others())
+            stack.enter_context(_among_others(timeout=None, with_gpus=False))
+        yield
+
+
+@contextmanager
+def training_process() -> Iterator[None]:
+    """Surround a training, as a block or as a decorator of the command; signals are left to it.
+
+    Under torchrun or srun the process joins the others, as an evaluation does, and tensors travel between GPUs.
+    """
+    with ExitStack() as stack:
+        if not runs_alone():
+            stack.enter_context(_among_others(timeout=_LONGEST_SILENCE, with_gpus=True))
         yield
 
 
 def runs_alone() -> bool:
-    """Whether torchrun has started no other process beside this one."""
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+    """Whether torchrun or srun has started no other process beside this one."""
+    return launched() is None
 
 
 def is_reporting() -> bool:
@@ -62,17 +81,24 @@ def _sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def _among_others() -> Iterator[None]:
+def _among_others(*, timeout: timedelta | None, with_gpus: bool) -> Iterator[None]:
     from patchssl import ranks
 
-    with ranks.process_group():
+    limit = {} if timeout is None else {"timeout": timeout}
+    with ranks.process_group(**limit, with_gpus=with_gpus):
         if not ranks.is_main():
             logging.disable(logging.WARNING)
         try:
             yield
+        except ranks.LostContactError:
+            raise  # by everyone, since nobody knows who is left to say it
         except ranks.FailedElsewhereError:
             if ranks.is_main():
                 raise
             raise click.exceptions.Exit(1) from None
+        except KeyboardInterrupt:
+            if ranks.is_main():
+                raise
+            raise click.exceptions.Exit(INTERRUPTED) from None
         finally:
             logging.disable(logging.NOTSET)

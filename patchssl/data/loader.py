@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -19,6 +20,30 @@ from patchssl.structs import SampleKeys
 
 Made = TypeVar("Made")
 MadeFor = TypeVar("MadeFor", covariant=True)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which images of each batch a process takes.
+
+    Each of the parts in which a batch is taken is shared out evenly and in order, so that a part holds the same images
+    whatever the number of processes.
+
+    Attributes:
+        rank: of the process.
+        num_processes: which share a batch.
+        num_parts: in which each takes its share, one after another.
+    """
+
+    rank: int = 0
+    num_processes: int = 1
+    num_parts: int = 1
+
+    def of(self, batch_size: int) -> list[int]:
+        """The places in a batch, part after part; num_processes * num_parts divides the batch size."""
+        part, own = batch_size // self.num_parts, batch_size // (self.num_parts * self.num_processes)
+        starts = (number * part + self.rank * own for number in range(self.num_parts))
+        return [place for start in starts for place in range(start, start + own)]
 
 
 class TrainingBatches(Dataset[tuple[Made, SampleKeys, list[UnreadableImage]]], Generic[Made]):
@@ -37,17 +62,19 @@ class TrainingBatches(Dataset[tuple[Made, SampleKeys, list[UnreadableImage]]], G
         batch_size: int,
         num_steps: int,
         seed: int,
+        share: Share = Share(),
     ) -> None:
         """Keep what is needed to make any batch.
 
         Args:
             source: the images.
             make: turns the RGB images of a batch and their keys into what is handed on.
-            batch_size: images in a batch.
+            batch_size: images in a batch, of all processes together.
             num_steps: steps of the whole training.
             seed: of the order.
+            share: what this process takes of it.
         """
-        self.source, self.make = source, make
+        self.source, self.make, self.share = source, make, share
         self.batch_size, self.num_steps, self.seed = batch_size, num_steps, seed
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
@@ -55,17 +82,20 @@ class TrainingBatches(Dataset[tuple[Made, SampleKeys, list[UnreadableImage]]], G
         return self.num_steps
 
     def __getitem__(self, step: int) -> tuple[Made, SampleKeys, list[UnreadableImage]]:
-        """The batch of a step, the keys of its samples, and what could not be read."""
-        numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
-        places = [divmod(number, len(self.source)) for number in numbers]
-        keys = SampleKeys(
-            torch.tensor([epoch for epoch, _ in places]),
-            torch.tensor([int(self._epoch_order(epoch)[position]) for epoch, position in places]),
-        )
+        """This process's share of the batch of a step, the keys of its samples, and what could not be read."""
+        start = step * self.batch_size
+        first, *samples = (self._sample(start + place) for place in (0, *self.share.of(self.batch_size)))
+        epochs, indices = zip(*samples, strict=True)
+        keys = SampleKeys(torch.tensor(epochs), torch.tensor(indices), first_of_batch=first)
         images, bad = [], list[UnreadableImage]()
         for index in keys.index.tolist():
             images.append(self._readable(index, bad))
         return self.make(images, keys), keys, bad
+
+    def _sample(self, number: int) -> tuple[int, int]:
+        """Epoch and index in the source of a sample, numbered from the start of the training."""
+        epoch, position = divmod(number, len(self.source))
+        return epoch, int(self._epoch_order(epoch)[position])
 
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
         if self._order is None or self._order[0] != epoch:
@@ -173,7 +203,8 @@ class BadImages:
         Raises:
             DataError: more than the allowed fraction of all images is unreadable.
         """
-        new = [error for error in bad if error.path not in self.reasons]
+        # One may be met twice at a time, by several processes or in place of several others.
+        new = list({error.path: error for error in bad if error.path not in self.reasons}.values())
         self.reasons.update({error.path: error.reason for error in new})
         if len(self.reasons) > self.max_fraction * self.num_images:
             first = "; ".join(f"{path}: {reason}" for path, reason in list(self.reasons.items())[:3])

@@ -14,7 +14,7 @@ from PIL import Image
 from patchssl.config import ViewsConfig
 from patchssl.data.decode import UnreadableImage
 from patchssl.data.images import ArraySource
-from patchssl.data.loader import BadImages, TrainingBatches, iterate
+from patchssl.data.loader import BadImages, Share, TrainingBatches, iterate
 from patchssl.data.sources import open_unlabelled
 from patchssl.errors import DataError
 from patchssl.structs import SampleKeys, ViewGroup
@@ -113,6 +113,50 @@ def test_workers_and_the_first_step_change_nothing() -> None:
         assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize(
+    ("share", "batch_size", "expected"),
+    [
+        (Share(), 4, [0, 1, 2, 3]),
+        (Share(0, 2), 4, [0, 1]),
+        (Share(1, 2), 4, [2, 3]),
+        (Share(0, 1, 2), 4, [0, 1, 2, 3]),
+        (Share(0, 2, 2), 8, [0, 1, 4, 5]),
+        (Share(1, 2, 2), 8, [2, 3, 6, 7]),
+        (Share(2, 3, 1), 3, [2]),
+    ],
+)
+def test_shares_by_hand(share: Share, batch_size: int, expected: list[int]) -> None:
+    assert share.of(batch_size) == expected
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3])
+@pytest.mark.parametrize("num", [1, 2, 4])
+def test_shares_of_all_processes_make_the_parts_of_a_batch(num: int, num_parts: int) -> None:
+    shares = [np.reshape(Share(rank, num, num_parts).of(24), (num_parts, -1)) for rank in range(num)]
+    assert np.concatenate(shares, axis=1).ravel().tolist() == list(range(24))
+
+
+def test_processes_together_have_the_batches_of_one() -> None:
+    """Across epochs, and with boxes that a whole batch shares."""
+    views = VIEWS.model_copy(update={"shared_geometry": True})
+    source, crop = numbered(10), MultiCrop(views, 3)
+
+    def batches(share: Share) -> TrainingBatches[list[ViewGroup]]:
+        return TrainingBatches(source, crop, batch_size=8, num_steps=4, seed=3, share=share)
+
+    for step in range(4):
+        whole, keys, _ = batches(Share())[step]
+        parts = [batches(Share(rank, 2, 2))[step] for rank in range(2)]
+        places = torch.tensor([place for rank in range(2) for place in Share(rank, 2, 2).of(8)])
+        assert torch.cat([part[1].index for part in parts]).tolist() == keys.index[places].tolist()
+        assert torch.cat([part[1].epoch for part in parts]).tolist() == keys.epoch[places].tolist()
+        for group, theirs in enumerate(whole):
+            assert torch.equal(torch.cat([part[0][group].pixels for part in parts]), theirs.pixels[places])
+            assert torch.equal(
+                torch.cat([part[0][group].boxes.corners for part in parts]), theirs.boxes.corners[places]
+            )
+
+
 @pytest.fixture
 def damaged(tmp_path: Path) -> Path:
     """100 JPEGs, of which the three numbers 7, 8 and 50 are cut off."""
@@ -175,6 +219,7 @@ def test_too_many_bad_images() -> None:
     errors = [UnreadableImage(f"{number}.jpg", "is empty (0 bytes)") for number in range(6)]
     assert bad_images.add(errors[:5]) == errors[:5]
     assert bad_images.add(errors[:5]) == []
+    assert [*BadImages(100, 0.05).add([errors[0], errors[0]])] == errors[:1]
     assert bad_images.reasons == {f"{number}.jpg": "is empty (0 bytes)" for number in range(5)}
     with pytest.raises(
         DataError,
