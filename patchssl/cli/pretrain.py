@@ -97,9 +97,9 @@ def pretrain(
     torchrun --nproc-per-node 8 -m patchssl pretrain photos --output runs/photos --batch-size 1024
     srun --ntasks-per-node 8 --gpus-per-node 8 --kill-on-bad-exit patchssl pretrain photos --output runs/photos
 
-    With several processes --batch-size counts the images of all of them together, and results do not depend on their
-    number; --workers counts for each. Every host has to see DATA and the run folder. Networks that are too large for
-    one GPU: --set train.strategy=fsdp.
+    With several processes --batch-size counts the images of all of them together, so that results depend on their
+    number by rounding only; --workers counts for each. Every host has to see DATA and the run folder. For networks that
+    are too large for one GPU: --set train.strategy=fsdp. --resume goes on with other processes, too.
 
     Ctrl-C and SIGTERM save a checkpoint after the current step; --resume goes on exactly there.
     """  # noqa: D301 - the backslash is Click's mark for text that keeps its lines

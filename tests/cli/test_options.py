@@ -159,6 +159,31 @@ def test_each_process_of_a_host_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyP
         options.own_device("cuda")
 
 
+def test_a_task_of_srun_takes_its_gpu_by_number_or_the_only_one_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "6", "SLURM_LOCALID": "2"}
+    for name, value in step.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert options.own_device("cuda") == "cuda:2"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert options.own_device("cuda") == "cuda:0"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="process 2 of this host finds 2 GPUs"):
+        options.own_device("cuda")
+
+
+def test_processes_of_a_host_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(12)), raising=False)
+    assert options.usable_workers() == options.usable_workers(shared=True) == 8
+    for name, value in {"RANK": "0", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    assert (options.usable_workers(), options.usable_workers(shared=True)) == (8, 3)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert options.usable_workers(shared=True) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
