@@ -2,19 +2,26 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+from patchssl.appending import AppendedLines
 from patchssl.errors import CheckpointError
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one line for each logged step, appended and flushed at once."""
+    """`metrics.jsonl`: one line for each logged step, appended at once and whole."""
 
     def __init__(self, path: Path) -> None:
-        """Open for appending."""
+        """Open for appending; a line that was being written when a process was killed is cut off.
+
+        Raises:
+            CheckpointError: it cannot be opened.
+        """
         self._path = path
-        self._file = path.open("a", encoding="utf-8")
+        with self._told():
+            self._lines = AppendedLines(path)
 
     def write(self, values: Mapping[str, float | int]) -> None:
         """Append a line.
@@ -22,17 +29,21 @@ class MetricsFile:
         Raises:
             CheckpointError: the disk is full.
         """
-        try:
-            self._file.write(json.dumps(values) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot write {self._path}: {error.strerror}; free some space and --resume"
-            ) from None
+        with self._told():
+            self._lines.write(json.dumps(values))
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._lines.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write {self._path}: {error.strerror}; free some space and go on with --resume"
+            ) from None
 
 
 class StepClock:

@@ -2,25 +2,31 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from patchssl.checkpoint import load_checkpoint, save_checkpoint
+from patchssl.data.decode import UnreadableImage
 from patchssl.data.images import ImageSource
 from patchssl.data.loader import BadImages, TrainingBatches, iterate
 from patchssl.environment import cpu_computes_bf16
-from patchssl.errors import CheckpointError, TrainingError
+from patchssl.errors import TrainingError
+from patchssl.ranks import world_size
+from patchssl.resumable import Hardware
+from patchssl.resuming import Checkpoints
 from patchssl.run_folder import list_unreadable
-from patchssl.same_network import check_same_network
 from patchssl.step_values import scheduled
+from patchssl.structs import SampleKeys, ViewGroup
 from patchssl.student_teacher import StudentTeacher
 from patchssl.trainer import Trainer
 from patchssl.views import MultiCrop
 from patchssl.watch import Watch
 
 logger = logging.getLogger(__name__)
+
+Batch = tuple[list[ViewGroup], SampleKeys, list[UnreadableImage]]
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ def pretrain(
     workers: int,
     resume: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
+    unless_stopped: Callable[[Callable[[], Batch]], Batch | None] = lambda call: call(),
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> int:
     """Train a student and a teacher and write metrics and checkpoints into a run folder.
@@ -57,8 +64,10 @@ def pretrain(
         device: cpu, cuda or mps.
         precision: fp32 or bf16.
         workers: loader processes.
-        resume: go on from the newest checkpoint of the folder.
+        resume: go on from the newest checkpoint of the folder, if there is one yet.
         stop_requested: asked after every step; on True the run is saved and ends early.
+        unless_stopped: makes the call that waits for the images of a step; it may break the call off and return None,
+            which stops the run as well.
         on_step: called after every step.
 
     Returns:
@@ -67,19 +76,25 @@ def pretrain(
     Raises:
         DataError: too many images are unreadable.
         TrainingError: the loss is not finite.
-        CheckpointError: a checkpoint cannot be read or written.
+        CheckpointError: a checkpoint cannot be read or written, or does not fit configuration and data.
     """
     config = networks.config
     train = config.train
     num_steps = train.num_steps(len(source))
     trainer = Trainer(networks, device=device, precision=precision)
-    step = _resume(run, len(source), trainer) if resume else 0
+    checkpoints = Checkpoints(run, trainer, source, Hardware(device, precision, world_size()))
+    step = checkpoints.begin(resume=resume)
     crop = MultiCrop(config.views, train.seed)
     batches = TrainingBatches(source, crop, batch_size=train.batch_size, num_steps=num_steps, seed=train.seed)
     bad_images = BadImages(len(source), config.data.max_bad_fraction)
+    loaded = iterate(batches, first_step=step, workers=workers, pin_memory=device == "cuda")
     try:
-        with Watch(run, networks, num_images=len(source), num_steps=num_steps) as watch:
-            for decoded, keys, bad in iterate(batches, first_step=step, workers=workers, pin_memory=device == "cuda"):
+        with closing(loaded), Watch(run, networks, num_images=len(source), num_steps=num_steps) as watch:
+            while step < num_steps:
+                batch = unless_stopped(loaded.__next__)
+                if batch is None:
+                    break
+                decoded, keys, bad = batch
                 watch.waited()
                 for image in bad_images.add(bad):
                     logger.warning("unreadable image left out: %s", image)
@@ -90,13 +105,11 @@ def pretrain(
                 watch.stepped(step, values, outcome, len(keys))
                 step += 1
                 on_step(Progress(step, num_steps, step * train.batch_size, outcome.loss))
-                stopping = stop_requested()
-                if step % train.checkpoint_every_steps == 0 or step == num_steps or stopping:
-                    content = {"num_images": len(source), **trainer.state()}
-                    path = save_checkpoint(run / "checkpoints", content, step=step, keep_last=train.keep_last)
-                    logger.info("saved %s", path)
-                if stopping:
+                if stop_requested():
                     break
+                if step % train.checkpoint_every_steps == 0:
+                    checkpoints.save(step)
+            checkpoints.save(step)
     finally:
         list_unreadable(run, bad_images.reasons)
     return step
@@ -107,26 +120,6 @@ def default_precision(device: str) -> str:
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if device == "cpu" and cpu_computes_bf16() else "fp32"
-
-
-def _resume(run: Path, num_images: int, trainer: Trainer) -> int:
-    """Load the newest checkpoint of a run; returns the step to go on with."""
-    path = run / "checkpoints" / "latest"
-    content = load_checkpoint(path)
-    if content["num_images"] != num_images:
-        raise CheckpointError(
-            f"{run} was trained on {content['num_images']} images, DATA holds {num_images}; the order of samples would "
-            "differ: resume with the data that it began with"
-        )
-    check_same_network(content, trainer.config, path)
-    try:
-        trainer.restore(content)
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} does not fit the configuration: {str(error).splitlines()[0]}; resume with that of the run"
-        ) from None
-    logger.info("resumed from %s at step %d", path, content["step"])
-    return int(content["step"])
 
 
 def _not_finite(loss: float, step: int, run: Path) -> str:

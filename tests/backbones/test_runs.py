@@ -124,7 +124,7 @@ def changed(**changes: Any) -> dict[str, Any]:
         (changed(kind="other"), "is a ViT of width 24, and no weight tells how many heads"),
         ({"model": {}}, "holds no weights; it holds: model"),
         ([1, 2], "holds a list, no weights by name"),
-        (changed(format=2), "has format 2; this version reads format 1"),
+        (changed(format=3), "has format 3; this version reads formats 1 and 2"),
         (changed(teacher=None), "is incomplete: it lacks teacher"),
         (changed(config={}), "configuration that cannot be used"),
         (changed(config={"model": {"arch": 3}, "views": {"global_size": 32}}), "configuration that cannot be used"),
