@@ -1,10 +1,13 @@
 """Ctrl-C and SIGTERM as a wish to stop after the current step, or at once where nothing is lost by it."""
 
 import logging
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import TypeVar
 
@@ -25,6 +28,7 @@ class StopWish:
     def __init__(self) -> None:
         """Nothing has been asked for yet."""
         self.signal: int | None = None
+        self._process = os.getpid()
         self._is_interruptible = False
         self._told = "saving after this step, then stopping"
 
@@ -58,6 +62,8 @@ class StopWish:
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal; a second one from the keyboard interrupts at once."""
+        if os.getpid() != self._process:
+            return  # a process forked a moment ago, which the signal was not meant for
         if self.signal is not None:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
@@ -80,13 +86,21 @@ def stop_by_signal() -> Iterator[StopWish]:
         yield wish  # only the main thread may ask for signals
         return
     before = {number: signal.signal(number, wish.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    hook, sys.unraisablehook = sys.unraisablehook, partial(_tell_unraisable, sys.unraisablehook)
     try:
         yield wish
     except Stopped:
         if wish.signal == signal.SIGTERM:
             raise click.exceptions.Exit(0) from None
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
     if wish.signal == signal.SIGINT:
         raise KeyboardInterrupt
+
+
+def _tell_unraisable(tell: Callable[["sys.UnraisableHookArgs"], object], found: "sys.UnraisableHookArgs") -> None:
+    """Say nothing of a Stopped that came where Python cannot pass it on; the wish is known all the same."""
+    if not isinstance(found.exc_value, Stopped):
+        tell(found)

@@ -1,11 +1,11 @@
 """Batches that depend on the seed and the step alone."""
 
 import multiprocessing
-import multiprocessing.process
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterator
+from multiprocessing.process import BaseProcess
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -102,7 +102,7 @@ class Steps(Protocol[MadeFor]):
 def iterate(
     batches: Steps[Made], *, first_step: int, workers: int, pin_memory: bool
 ) -> Generator[tuple[Made, SampleKeys, list[UnreadableImage]], None, None]:
-    """Yield the batches from first_step to the last, made ahead of time by worker processes.
+    """The batches from first_step to the last, made ahead of time by worker processes, which are started here.
 
     Args:
         batches: the batch of every step.
@@ -125,19 +125,24 @@ def iterate(
         worker_init_fn=leave_signals_to_the_main_process,
     )
     others = set(multiprocessing.active_children())
-    batches_made = iter(loader)
-    processes = set(multiprocessing.active_children()) - others
+    made = iter(loader)
+    return _handed_on(made, set(multiprocessing.active_children()) - others)
+
+
+def _handed_on(made: Iterator[Any], workers: set[BaseProcess]) -> Generator[Any, None, None]:
+    """Hand on what workers make; afterwards let them end, or end them."""
     try:
-        for batch in batches_made:
+        for batch in made:
             if isinstance(batch, PatchsslError):
                 raise batch
             yield batch
     finally:
         # The loader waits for one worker after another, as long as each takes for what it is making, which nobody wants
         # any more. Ended at once, one could leave half a message to the thread that pins memory.
-        timer = threading.Timer(_LET_END_S, _end_those_left, [processes])
-        timer.daemon = True
-        timer.start()
+        if workers:
+            timer = threading.Timer(_LET_END_S, _end_those_left, [workers])
+            timer.daemon = True
+            timer.start()
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:
@@ -164,10 +169,10 @@ def _end_with_the_main_process() -> None:
     os._exit(0)
 
 
-def _end_those_left(processes: Iterable[multiprocessing.process.BaseProcess]) -> None:
-    for process in processes:
-        if process.is_alive():
-            process.terminate()
+def _end_those_left(workers: set[BaseProcess]) -> None:
+    for worker in workers:
+        if worker.is_alive():
+            worker.terminate()
 
 
 class _Reported(Dataset[Any]):
