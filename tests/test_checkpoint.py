@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, safe to read, and named errors."""
 
+import hashlib
 import os
 import pickle
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from patchssl import checksums
 from patchssl.checkpoint import load_checkpoint
 from patchssl.checkpoint_folder import checkpoints, save_checkpoint
 from patchssl.errors import CheckpointError
@@ -68,6 +70,25 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(tmp_path, content(), step=1, keep_last=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_in_the_middle_of_a_file_is_ctrl_c_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, seen = hashlib.sha256().update, []
+
+    class Digest:
+        def update(self, data: memoryview) -> None:
+            update(data)
+            seen.append(len(data))
+            if sum(seen) > 10_000:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(checksums.hashlib, "sha256", Digest)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, content(50_000), step=1, keep_last=1)
+    assert sum(seen) > 10_000
     assert list(tmp_path.iterdir()) == []
 
 

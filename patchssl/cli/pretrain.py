@@ -123,19 +123,17 @@ def pretrain(
         "model.init_heads": init_heads,
     }
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
-    import yaml
-
-    from patchssl.recipes import load_config
-
-    if init is not None:
-        # Any text, which as it stands could mean something else in YAML.
-        given.append(f"model.init={yaml.safe_dump(init)}")
-
     with stop_by_signal() as wish:
         with wish.at_once():
+            import yaml
+
             from patchssl.data.sources import open_unlabelled
+            from patchssl.recipes import load_config
             from patchssl.run_folder import holds_run
 
+            if init is not None:
+                # Any text, which as it stands could mean something else in YAML.
+                given.append(f"model.init={yaml.safe_dump(init)}")
             resume = resume or (auto_resume and holds_run(output))
             if resume and source is None and (output / "config.yaml").is_file():
                 source = str(output / "config.yaml")

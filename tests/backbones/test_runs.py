@@ -9,6 +9,7 @@ from torch import nn
 
 from patchssl.backbones import load_backbone
 from patchssl.backbones.protocol import fresh_weights, hash_weights
+from patchssl.backbones.runs import find_checkpoint
 from patchssl.backbones.vit import build_vit
 from patchssl.config import Config
 from patchssl.errors import CheckpointError, ConfigError
@@ -86,6 +87,13 @@ def test_without_latest_the_newest_step_counts(run: Path, caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         assert load_backbone(str(run)).weights_sha256 == hash_weights(vit(1).state_dict())
     assert "taking step-10.pt" in caplog.text
+
+
+def test_a_checkpoint_moved_aside_as_damaged_is_not_taken(run: Path) -> None:
+    folder = run / "checkpoints"
+    torch.save({"teacher": {}}, folder / "step-99.pt.damaged")
+    (folder / "latest").unlink()
+    assert find_checkpoint(run).name == "step-00000003.pt"
 
 
 def test_an_empty_run_folder_is_told(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import pickle
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -43,27 +45,30 @@ NUM_STEPS = 160
 NUM_KILLS, NUM_WHILE_SAVING, NUM_WHILE_STARTING = 20, 6, 3
 
 # Torch takes seconds to import; a process that has done so and does nothing else forks the command line for each start.
-# It answers each line, a list of arguments and a file for stderr, with the number of the process, and its end with the
-# exit status.
+# It answers each line, of arguments, a file for stderr and a limit for files, with the number of the process, and when
+# that ends with the exit code.
 STARTER = """
-import json, os, sys
+import gc, json, os, resource, signal, sys
 import torch
 import patchssl.cli.pretrain, patchssl.data.sources, patchssl.derived, patchssl.initial, patchssl.pretrain, faiss
 from patchssl.cli.main import main
 
 torch.set_num_threads(1)
+gc.freeze()
 print(os.getpid(), flush=True)
 for line in sys.stdin:
-    arguments, told = json.loads(line)
+    arguments, told, limit = json.loads(line)
     number = os.fork()
     if number == 0:
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for stream in (1, 2):
             os.dup2(os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        if limit is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         code = main(arguments)
-        sys.stderr.flush()
-        sys.exit(code)
+        os._exit(code)  # what Python clears away before its end takes it longer than all the rest
     print(number, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]), flush=True)
 """
@@ -79,10 +84,14 @@ class Starter:
         )
         assert self._answer() == self._process.pid
 
-    def start(self, arguments: list[str]) -> int:
-        """Start the command line; returns the number of its process, which leads a group of its own."""
+    def start(self, arguments: list[str], limit: int | None = None) -> int:
+        """Start the command line, with a limit for the size of files that it writes, in bytes.
+
+        Returns:
+            The number of its process, which leads a group of its own.
+        """
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([arguments, str(self.told)]) + "\n")
+        self._process.stdin.write(json.dumps([arguments, str(self.told), limit]) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
@@ -202,6 +211,16 @@ def wait_for_step(run: Path, step: int, group: int) -> None:
         time.sleep(0.01)
 
 
+def wait_for_handler(process: int) -> None:
+    """Return once SIGTERM does not end a process any more."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process}/status").read_text())
+        if caught is not None and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1:
+            return
+        time.sleep(0.005)
+
+
 def wait_for_saving(run: Path, num: int) -> None:
     """Return while a checkpoint is being written, the so-manieth from now on."""
     known, seen, until = set(parts(run)), set[str](), time.monotonic() + 60
@@ -249,8 +268,9 @@ def test_a_run_that_is_asked_to_stop_again_and_again_goes_on_to_the_last_bit(
     for attempt in range(7):
         number, code = [(signal.SIGTERM, 0), (signal.SIGINT, 130)][attempt % 2]
         group = starter.start(command(images, run, "--auto-resume", "--workers", str(attempt % 3)))
+        wait_for_handler(group)
         if attempt < 2:
-            time.sleep(draw.uniform(0.05, whole.startup_s))  # before there is anything
+            time.sleep(draw.uniform(0, whole.startup_s))  # before there is anything
         else:
             wait_for_step(run, draw.randrange(NUM_STEPS // 8) + (attempt - 2) * NUM_STEPS // 6, group)
             time.sleep(draw.uniform(0, 0.1))
@@ -263,3 +283,107 @@ def test_a_run_that_is_asked_to_stop_again_and_again_goes_on_to_the_last_bit(
     assert starter.wait() == 0, starter.told.read_text()[-2000:]
     assert "Traceback" not in starter.told.read_text()
     assert_equal_to_the_last_bit(run, whole)
+
+
+def stop(starter: Starter, group: int) -> float:
+    """Send SIGTERM; returns the seconds until the process has ended with exit code 0."""
+    os.killpg(group, signal.SIGTERM)
+    begun = time.monotonic()
+    assert starter.wait() == 0, starter.told.read_text()[-2000:]
+    assert group_is_empty(group, within_s=3)
+    return time.monotonic() - begun
+
+
+def stuck_at_an_image(starter: Starter, images: Path, tmp_path: Path, workers: int) -> tuple[int, Path]:
+    """A run that waits for an image as for a file server that does not answer; its process, and the image."""
+    folder, run = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(images, folder)
+    stuck = folder / "5.png"
+    stuck.unlink()
+    os.mkfifo(stuck)  # who opens it waits for someone who writes
+    group = starter.start(command(folder, run, "--workers", str(workers)))
+    while not (run / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    return group, stuck
+
+
+def test_loader_processes_do_not_outlive_a_killed_run_whatever_they_wait_for(
+    starter: Starter, images: Path, tmp_path: Path
+) -> None:
+    group, _ = stuck_at_an_image(starter, images, tmp_path, 2)
+    assert not group_is_empty(group, within_s=0.1)
+    os.kill(group, signal.SIGKILL)
+    assert starter.wait() == -signal.SIGKILL
+    assert group_is_empty(group, within_s=5)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_does_not_wait_for_images_that_do_not_come(
+    starter: Starter, images: Path, tmp_path: Path, workers: int
+) -> None:
+    run = tmp_path / "run"
+    group, stuck = stuck_at_an_image(starter, images, tmp_path, workers)
+    assert stop(starter, group) < 10
+    assert (run / "checkpoints" / "latest").exists()
+    stuck.unlink()
+    shutil.copy(images / "5.png", stuck)
+    starter.start(command(stuck.parent, run, "--resume", "--set", "train.steps=20"))
+    assert starter.wait() == 0
+    assert len(losses(run)) == 20
+
+
+def test_a_signal_while_the_data_are_opened_leaves_nothing(starter: Starter, tmp_path: Path) -> None:
+    data, run = tmp_path / "cifar", tmp_path / "run"
+    data.mkdir()
+    (data / "data_batch_1").write_bytes(pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 0]}))
+    os.mkfifo(data / "data_batch_2")
+    group = starter.start(command(data, run))
+    wait_for_handler(group)
+    time.sleep(0.2)
+    assert stop(starter, group) < 5
+    assert not run.exists()
+    assert "SIGTERM: stopping before the first step" in starter.told.read_text()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "history.jsonl", "step-00000010.pt"])
+def test_a_disk_that_fills_leaves_whole_files(starter: Starter, images: Path, tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    train = command(images, run, "--workers", "0", "--set", "train.steps=10")
+    starter.start([*train, "--set", "train.steps=5"])
+    assert starter.wait() == 0
+    # No file may grow beyond the limit: writes fail as they do on a full disk. Only the named file comes near it.
+    size = max(file.stat().st_size for file in run.rglob("*"))
+    if name.endswith((".jsonl", ".txt")):
+        lines = (run / name).read_bytes()
+        (run / name).write_bytes(lines * (size * 2 // len(lines) + 1))
+        limit = (run / name).stat().st_size + 30
+    else:
+        limit = size - 100
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    begun = len(starter.told.read_text())
+    starter.start([*train, "--resume"], limit=limit)
+    code, told = starter.wait(), starter.told.read_text()[begun:]
+    assert "Traceback" not in told
+    assert "Logging error" not in told
+    assert all(file.read_bytes().endswith(b"\n") for file in run.iterdir() if file.is_file())
+    checked = subprocess.run(
+        ["sha256sum", "-c", *sorted(path.name for path in run.glob("checkpoints/*.sha256"))], cwd=run / "checkpoints"
+    )
+    assert checked.returncode == 0
+    assert not [file for file in run.rglob("*") if ".part" in file.name]
+    if name == "log.txt":
+        assert code == 0
+        assert told.count(f"cannot write {run / name}: File too large") == 1
+        return
+    errors = [line for line in told.splitlines() if line.startswith("Error: ")]
+    assert code == 1
+    assert len(errors) == 1
+    assert name in errors[0]
+    assert "File too large; free some space and" in errors[0]
+    assert (run / name).read_bytes() == before[run / name] if (run / name).exists() else name.startswith("step-")
+    if name == "metrics.jsonl":
+        (run / name).write_bytes(lines)
+    starter.start([*train, "--auto-resume"])
+    assert starter.wait() == 0
+    assert sorted(losses(run)) == list(range(10))
