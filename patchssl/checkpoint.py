@@ -1,22 +1,20 @@
 """Checkpoints that are whole or not there."""
 
 import contextlib
-import logging
 import pickle
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 
 from patchssl.atomic import replacing
-from patchssl.errors import CheckpointError
+from patchssl.checksums import HashedWriter, checksum_line, checksum_path
+from patchssl.errors import CheckpointError, FormatError
 
-FORMAT = 1
+FORMAT = 2
+READABLE_FORMATS = (1, FORMAT)
 KIND = "patchssl-pretrain"
-
-logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -39,34 +37,44 @@ def written_whole(path: Path, *, then: str = "go on with --resume") -> Iterator[
         raise CheckpointError(f"cannot save {path}: {reason}; free some space and {then}") from error
 
 
-def save_checkpoint(folder: Path, content: Mapping[str, Any], *, step: int, keep_last: int) -> Path:
-    """Write `step-NNNNNNNN.pt`, move `latest` to it, and only then remove what is older than the newest keep_last.
+def write_checkpoint(path: Path, content: Mapping[str, Any], *, step: int) -> None:
+    """Write a checkpoint and its checksum.
+
+    The checksum takes its place first: whenever the process is killed, a checkpoint that stands there is whole and has
+    its checksum beside it. One of the same step is removed before, since of two the checksum could be the other's.
 
     Args:
-        folder: `checkpoints` of a run.
+        path: `step-NNNNNNNN.pt`.
         content: tensors, numbers, strings and containers of them.
         step: how many steps have been done.
-        keep_last: at least 1.
 
     Raises:
-        CheckpointError: it cannot be written; the checkpoints of before stay.
+        CheckpointError: it cannot be written; nothing is left of it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{step:08d}.pt"
-    with written_whole(path) as file:
-        torch.save({"format": FORMAT, "kind": KIND, "step": step, **content}, file)
-    link = folder / ".latest.part"
-    link.unlink(missing_ok=True)
-    link.symlink_to(path.name)
-    link.replace(folder / "latest")
-    for old in checkpoints(folder)[:-keep_last]:
-        old.unlink()
-    return path
+    beside = checksum_path(path)
+    try:
+        with written_whole(path) as file:
+            digest = _saved({**content, "format": FORMAT, "kind": KIND, "step": step}, file)
+            path.unlink(missing_ok=True)
+            with written_whole(beside) as told:
+                told.write(checksum_line(path, digest))
+    except BaseException:
+        if not path.exists():
+            beside.unlink(missing_ok=True)
+        raise
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """All whole checkpoints of a folder, oldest first."""
-    return sorted(file for file in folder.glob("step-*.pt") if re.fullmatch(r"step-\d+\.pt", file.name))
+def _saved(content: Mapping[str, Any], file: BinaryIO) -> str:
+    """Write content to a file; returns its SHA-256."""
+    writer = HashedWriter(file)
+    try:
+        torch.save(content, cast("BinaryIO", writer))
+    except RuntimeError:
+        # What torch says of a write that was cut short by Ctrl-C hides that it was.
+        if isinstance(writer.error, KeyboardInterrupt):
+            raise writer.error from None
+        raise
+    return writer.hexdigest()
 
 
 def load_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
@@ -77,6 +85,7 @@ def load_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
         mapped: map the file into memory, so that only the tensors that are used are read.
 
     Raises:
+        FormatError: it has a format that this version does not read.
         CheckpointError: missing, damaged, or not one of ours.
     """
     try:
@@ -94,10 +103,10 @@ def load_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("kind") != KIND:
         found = ", ".join(map(str, list(content)[:6])) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path} is no checkpoint of patchssl; it holds: {found}")
-    if content.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {content.get('format')!r}; this version reads format {FORMAT}: install the version of "
-            "patchssl that wrote it"
+    if content.get("format") not in READABLE_FORMATS:
+        raise FormatError(
+            f"{path} has format {content.get('format')!r}; this version reads formats "
+            f"{' and '.join(map(str, READABLE_FORMATS))}: install the version of patchssl that wrote it"
         )
     missing = [key for key in ("config", "teacher", "student") if not isinstance(content.get(key), Mapping)]
     if missing:

@@ -17,5 +17,9 @@ class CheckpointError(PatchsslError):
     """A checkpoint or run folder that cannot be read, written or continued."""
 
 
+class FormatError(CheckpointError):
+    """A checkpoint of another format, whole but not for this version."""
+
+
 class TrainingError(PatchsslError):
     """Training that cannot go on, for instance because the loss is not finite."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from patchssl.checkpoint import checkpoints
+from patchssl.checkpoint_folder import checkpoints
 from patchssl.config import TrainConfig
 from patchssl.structs import SampleKeys, ViewGroup
 from patchssl.student_teacher import StudentTeacher

@@ -24,9 +24,11 @@ class Guard:
         skipped: how many steps were.
     """
 
-    def __init__(self, trainer: Trainer, source: ImageSource, run: Path, *, precision: str) -> None:
-        """Nothing has been skipped yet."""
-        self.skipped = SkippedSteps()
+    def __init__(
+        self, trainer: Trainer, source: ImageSource, run: Path, *, precision: str, skipped: SkippedSteps
+    ) -> None:
+        """Begin with the steps that have been skipped so far."""
+        self.skipped = skipped
         self._trainer, self._source, self._run, self._precision = trainer, source, run, precision
         self._train = trainer.config.train
         self._num_steps = self._train.num_steps(len(source))

@@ -3,20 +3,27 @@
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+from patchssl.appending import AppendedLines
 from patchssl.errors import CheckpointError
 from patchssl.ranks import is_main
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one line for each logged step, appended and flushed at once, by the main process."""
+    """`metrics.jsonl`: one line for each logged step, appended at once and whole, by the main process."""
 
     def __init__(self, path: Path) -> None:
-        """Open for appending."""
+        """Open for appending; a line that was being written when a process was killed is cut off.
+
+        Raises:
+            CheckpointError: it cannot be opened.
+        """
         self._path = path
-        self._file = path.open("a", encoding="utf-8") if is_main() else None
+        with self._told():
+            self._lines = AppendedLines(path) if is_main() else None
 
     def write(self, values: Mapping[str, float | int]) -> None:
         """Append a line; a number that is not finite, which JSON has no word for, becomes null.
@@ -24,21 +31,25 @@ class MetricsFile:
         Raises:
             CheckpointError: the disk is full.
         """
-        if self._file is None:
+        if self._lines is None:
             return
-        try:
-            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            self._file.write(json.dumps(finite, allow_nan=False) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot write {self._path}: {error.strerror}; free some space and --resume"
-            ) from None
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with self._told():
+            self._lines.write(json.dumps(finite, allow_nan=False))
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        if self._lines is not None:
+            self._lines.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write {self._path}: {error.strerror}; free some space and go on with --resume"
+            ) from None
 
 
 class StepClock:

@@ -2,29 +2,31 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from patchssl import ranks
-from patchssl.checkpoint import load_checkpoint, save_checkpoint
 from patchssl.data.decode import UnreadableImage
 from patchssl.data.images import ImageSource
 from patchssl.data.loader import BadImages, Share, TrainingBatches, iterate
 from patchssl.environment import cpu_computes_bf16
-from patchssl.errors import CheckpointError
 from patchssl.guard import Guard
+from patchssl.resumable import Hardware
+from patchssl.resuming import Checkpoints
 from patchssl.run_folder import list_unreadable
-from patchssl.same_network import check_same_network
-from patchssl.skipped_steps import SkippedSteps
 from patchssl.step_values import scheduled
+from patchssl.structs import SampleKeys, ViewGroup
 from patchssl.student_teacher import StudentTeacher
 from patchssl.trainer import Trainer
 from patchssl.views import MultiCrop
 from patchssl.watch import Watch
 
 logger = logging.getLogger(__name__)
+
+Batch = tuple[list[ViewGroup], SampleKeys, list[UnreadableImage]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ def pretrain(
     workers: int,
     resume: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
+    unless_stopped: Callable[[Callable[[], Batch]], Batch | None] = lambda call: call(),
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> int:
     """Train a student and a teacher and write metrics and checkpoints into a run folder.
@@ -60,8 +63,10 @@ def pretrain(
         device: cpu, cuda or mps; cuda:N for the GPU of that number.
         precision: fp32 or bf16.
         workers: loader processes.
-        resume: go on from the newest checkpoint of the folder.
+        resume: go on from the newest checkpoint of the folder, if there is one yet.
         stop_requested: asked after every step; on True in any process the run is saved and ends early.
+        unless_stopped: makes the call that waits for the images of a step; it may break the call off and return None,
+            which stops the run as well.
         on_step: called after every step.
 
     Returns:
@@ -70,7 +75,7 @@ def pretrain(
     Raises:
         DataError: too many images are unreadable.
         TrainingError: the loss or its gradient is not finite in too many steps in a row.
-        CheckpointError: a checkpoint cannot be read or written.
+        CheckpointError: a checkpoint cannot be read or written, or does not fit configuration and data.
         ConfigError: the batch cannot be shared out among the processes.
         FailedElsewhereError: another process failed, ended or stopped answering.
     """
@@ -78,18 +83,25 @@ def pretrain(
     train = config.train
     num_steps = train.num_steps(len(source))
     trainer = Trainer(networks, device=device, precision=precision)
-    guard = Guard(trainer, source, run, precision=precision)
-    step = _resume(run, len(source), trainer, guard) if resume else 0
+    hardware = Hardware(device.partition(":")[0], precision, ranks.world_size())
+    checkpoints = Checkpoints(run, trainer, source, hardware)
+    step, skipped = checkpoints.begin(resume=resume)
+    guard = Guard(trainer, source, run, precision=precision, skipped=skipped)
     crop = MultiCrop(config.views, train.seed)
     share = Share(ranks.rank(), ranks.world_size(), train.accumulate)
     batches = TrainingBatches(
         source, crop, batch_size=train.batch_size, num_steps=num_steps, seed=train.seed, share=share
     )
     bad_images = BadImages(len(source), config.data.max_bad_fraction)
+    loaded = iterate(batches, first_step=step, workers=workers, pin_memory=device.startswith("cuda"))
     try:
-        with Watch(run, networks, num_images=len(source), num_steps=num_steps) as watch:
-            on_gpu = device.startswith("cuda")
-            for decoded, keys, bad in iterate(batches, first_step=step, workers=workers, pin_memory=on_gpu):
+        with closing(loaded), Watch(run, networks, num_images=len(source), num_steps=num_steps) as watch:
+            while step < num_steps:
+                batch = unless_stopped(loaded.__next__)
+                if ranks.any_of(batch is None):
+                    break
+                assert batch is not None
+                decoded, keys, bad = batch
                 watch.waited()
                 values = scheduled(config, step, num_steps)
                 outcome = trainer.step(decoded, keys, values)
@@ -103,15 +115,11 @@ def pretrain(
                 with ranks.failing_alike():
                     for image in bad_images.add(found):
                         logger.warning("unreadable image left out: %s", image)
-                due = step % train.checkpoint_every_steps == 0 and guard.may_save()
-                if due or step == num_steps or stopping:
-                    content = {"num_images": len(source), "skipped_steps": asdict(guard.skipped), **trainer.state()}
-                    with ranks.failing_together():
-                        if ranks.is_main():
-                            path = save_checkpoint(run / "checkpoints", content, step=step, keep_last=train.keep_last)
-                            logger.info("saved %s", path)
                 if stopping:
                     break
+                if step % train.checkpoint_every_steps == 0 and guard.may_save():
+                    checkpoints.save(step, guard.skipped)
+            checkpoints.save(step, guard.skipped)
     except (RuntimeError, ranks.LostContactError) as error:
         if not ranks.is_lost_contact(error):
             raise
@@ -133,29 +141,6 @@ def default_precision(device: str) -> str:
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if device == "cpu" and cpu_computes_bf16() else "fp32"
-
-
-def _resume(run: Path, num_images: int, trainer: Trainer, guard: Guard) -> int:
-    """Load the newest checkpoint of a run; returns the step to go on with."""
-    path = run / "checkpoints" / "latest"
-    with ranks.failing_together():
-        content = load_checkpoint(path)
-        if content["num_images"] != num_images:
-            raise CheckpointError(
-                f"{run} was trained on {content['num_images']} images, DATA holds {num_images}; the order of samples "
-                "would differ: resume with the data that it began with"
-            )
-        check_same_network(content, trainer.config, path)
-    try:
-        trainer.restore(content)
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} does not fit the configuration: {str(error).splitlines()[0]}; resume with that of the run"
-        ) from None
-    # Checkpoints of earlier versions do not count.
-    guard.skipped = SkippedSteps(**content.get("skipped_steps", {}))
-    logger.info("resumed from %s at step %d", path, content["step"])
-    return int(content["step"])
 
 
 def _kept(run: Path) -> str:

@@ -216,6 +216,11 @@ def summed(tensor: Tensor) -> Tensor:
     return total
 
 
+def any_of(happened: bool) -> bool:
+    """Whether something happened in any process."""
+    return happened if world_size() == 1 else bool(summed(torch.tensor(int(happened))))
+
+
 def averaged(tensor: Tensor) -> Tensor:
     """The mean of the processes' tensors, for everyone; without gradients."""
     return tensor if world_size() == 1 else summed(tensor) / world_size()

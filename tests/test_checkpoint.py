@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, safe to read, and named errors."""
 
+import hashlib
 import os
 import pickle
 import subprocess
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from patchssl.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from patchssl import checksums
+from patchssl.checkpoint import load_checkpoint
+from patchssl.checkpoint_folder import checkpoints, save_checkpoint
 from patchssl.errors import CheckpointError
 
 
@@ -42,7 +45,7 @@ def test_a_write_that_fails_leaves_the_old_one_and_no_rest(tmp_path: Path) -> No
         import resource, signal, sys
         from pathlib import Path
         import torch
-        from patchssl.checkpoint import save_checkpoint
+        from patchssl.checkpoint_folder import save_checkpoint
         from patchssl.errors import CheckpointError
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -56,7 +59,7 @@ def test_a_write_that_fails_leaves_the_old_one_and_no_rest(tmp_path: Path) -> No
     assert "told: cannot save" in done.stderr
     assert "step-00000002.pt" in done.stderr
     assert "free some space and go on with --resume" in done.stderr
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["latest", "step-00000001.pt"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["latest", "step-00000001.pt", "step-00000001.pt.sha256"]
     assert (tmp_path / "latest").read_bytes() == before
 
 
@@ -67,6 +70,25 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(tmp_path, content(), step=1, keep_last=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_in_the_middle_of_a_file_is_ctrl_c_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, seen = hashlib.sha256().update, []
+
+    class Digest:
+        def update(self, data: memoryview) -> None:
+            update(data)
+            seen.append(len(data))
+            if sum(seen) > 10_000:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(checksums.hashlib, "sha256", Digest)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, content(50_000), step=1, keep_last=1)
+    assert sum(seen) > 10_000
     assert list(tmp_path.iterdir()) == []
 
 
@@ -113,7 +135,7 @@ def test_files_of_others_and_of_other_formats(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint of patchssl; it holds: teacher, epoch"):
         load_checkpoint(path)
     torch.save({"kind": "patchssl-pretrain", "format": 99}, path)
-    with pytest.raises(CheckpointError, match="has format 99; this version reads format 1"):
+    with pytest.raises(CheckpointError, match="has format 99; this version reads formats 1 and 2"):
         load_checkpoint(path)
     torch.save({"kind": "patchssl-pretrain", "format": 1, "step": 1}, path)
     with pytest.raises(CheckpointError, match="incomplete: it lacks config, teacher, student"):

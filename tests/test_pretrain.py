@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from patchssl.checkpoint import write_checkpoint
+from patchssl.checkpoint_folder import checkpoints
 from patchssl.config import Config
 from patchssl.data.sources import open_unlabelled
 from patchssl.derived import derive
@@ -90,6 +92,7 @@ def test_a_run_folder_holds_what_the_contract_says(images: Path, tmp_path: Path)
         "checkpoints",
         "config.yaml",
         "environment.json",
+        "history.jsonl",
         "metrics.jsonl",
     ]
     assert [line["step"] for line in lines] == list(range(7))
@@ -99,7 +102,7 @@ def test_a_run_folder_holds_what_the_contract_says(images: Path, tmp_path: Path)
     assert lines[-1]["images"] == 28
     assert all(line["loss"] == pytest.approx(line["loss_cls"] + line["loss_patch"], rel=1e-5) for line in lines)
     names = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == ["latest", "step-00000006.pt", "step-00000007.pt"]
+    assert names == ["latest", *(f"step-0000000{step}.pt{end}" for step in (6, 7) for end in ("", ".sha256"))]
     assert (tmp_path / "run" / "checkpoints" / "latest").resolve().name == "step-00000007.pt"
 
 
@@ -189,11 +192,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(images
     path = tmp_path / "run" / "checkpoints" / "step-00000002.pt"
     content = torch.load(path)
     broken = {name: value * float("inf") for name, value in content["student"].items()}
-    torch.save({**content, "student": broken}, path)
+    write_checkpoint(path, {**content, "student": broken}, step=2)
     words = r"skipped 2 steps in a row, with train.max_skipped_steps at 2; in step 3 .* student's weights are not fini"
     with pytest.raises(TrainingError, match=words):
         run(tiny(train={"max_skipped_steps": 2}), images, tmp_path / "run", resume=True)
-    assert sorted(p.name for p in path.parent.iterdir()) == ["latest", "step-00000002.pt"]
+    assert [p.name for p in checkpoints(path.parent)] == ["step-00000000.pt", "step-00000002.pt"]
     assert len(kept) > 0
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3]

@@ -128,12 +128,16 @@ def _make_room(output: Path, parts: tuple[Path, ...], *, overwrite: bool) -> Non
 
 
 def _pretrain(images: Path, run: Path, *, seed: int, device: str, quiet: bool) -> None:
+    from patchssl.cli.interrupts import stop_by_signal
     from patchssl.cli.pretrain import run_training
     from patchssl.data.sources import open_unlabelled
     from patchssl.recipes import load_config
 
     config = load_config(RECIPE, [f"train.seed={seed}", f"train.device={device}"])
-    run_training(config, open_unlabelled(images), run, resume=False, overwrite=False, quiet=quiet)
+    with stop_by_signal() as wish:
+        run_training(config, open_unlabelled(images), run, resume=False, overwrite=False, quiet=quiet, wish=wish)
+    if wish():
+        raise click.exceptions.Exit(0)  # SIGTERM: nobody waits for an evaluation any more
 
 
 def _evaluate(

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from patchssl.appending import AppendedLines
+
 _LINE = "%(asctime)s %(levelname)s %(message)s"
 _STDERR = "patchssl.stderr"
 
@@ -33,9 +35,12 @@ def configure_logging(*, quiet: bool = False) -> None:
 
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """Append the package's log lines to a file as well, whatever `quiet` says, until the block ends."""
+    """Append the package's log lines to a file as well, whatever `quiet` says, until the block ends.
+
+    A line that cannot be written, as on a full disk, is left out; that this happened is said once on stderr.
+    """
     logger = logging.getLogger("patchssl")
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path)
     handler.setFormatter(logging.Formatter(_LINE))
     handler.setLevel(logging.INFO)
     logger.addHandler(handler)
@@ -44,6 +49,35 @@ def log_file(path: Path) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         handler.close()
+
+
+class _LogFile(logging.Handler):
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path, self._has_failed = path, False
+        self._lines: AppendedLines | None = None
+        try:
+            self._lines = AppendedLines(path)
+        except OSError as error:
+            self._fail(error)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._lines is None:
+            return
+        try:
+            self._lines.write(self.format(record))
+        except OSError as error:
+            self._fail(error)
+
+    def close(self) -> None:
+        if self._lines is not None:
+            self._lines.close()
+        super().close()
+
+    def _fail(self, error: OSError) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            print(f"cannot write {self._path}: {error.strerror}; log lines are missing there", file=sys.stderr)
 
 
 def _plain_handler() -> logging.Handler:

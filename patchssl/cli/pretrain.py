@@ -1,12 +1,14 @@
 """`patchssl pretrain`."""
 
-from contextlib import nullcontext
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from patchssl.cli.interrupts import stop_by_signal
+from patchssl.cli.interrupts import StopWish, stop_by_signal
 from patchssl.cli.logs import configure_logging, log_file
 from patchssl.cli.options import (
     batch_size_option,
@@ -25,8 +27,11 @@ from patchssl.cli.progress import training_progress
 if TYPE_CHECKING:
     from patchssl.config import Config
     from patchssl.data.images import ImageSource
-    from patchssl.initial import Initial
+    from patchssl.resumable import Hardware
+    from patchssl.run_folder import Start
     from patchssl.student_teacher import StudentTeacher
+
+logger = logging.getLogger(__name__)
 
 
 @click.command()
@@ -56,6 +61,11 @@ if TYPE_CHECKING:
     help="Take the projection heads of --init as well, of a run or a training checkpoint; or start with fresh ones.",
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in --output from its newest checkpoint.")
+@click.option(
+    "--auto-resume",
+    is_flag=True,
+    help="As --resume where --output holds a run, else begin: the same line for a job however often it is queued.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the run in --output.")
 @click.option(
     "--max-bad-fraction", type=click.FloatRange(0, 1), help="Unreadable images above this fraction are an error."
@@ -75,6 +85,7 @@ def pretrain(
     init: str | None,
     init_heads: bool | None,
     resume: bool,
+    auto_resume: bool,
     overwrite: bool,
     max_bad_fraction: float | None,
     device: str | None,
@@ -101,11 +112,15 @@ def pretrain(
     number by rounding only; --workers counts for each. Every host has to see DATA and the run folder. For networks that
     are too large for one GPU: --set train.strategy=fsdp. --resume goes on with other processes, too.
 
-    Ctrl-C and SIGTERM save a checkpoint after the current step; --resume goes on exactly there.
+    Ctrl-C and SIGTERM save a checkpoint after the current step; --resume goes on exactly there, and after a kill from
+    the newest checkpoint. One that is damaged is moved aside, and the one before it taken.
     """  # noqa: D301 - the backslash is Click's mark for text that keeps its lines
     configure_logging(quiet=quiet)
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite contradict each other; give one of them")
+    if auto_resume and (resume or overwrite):
+        other = "--resume" if resume else "--overwrite"
+        raise click.UsageError(f"--auto-resume and {other} contradict each other; give one of them")
     if resume and (init is not None or init_heads is not None):
         raise click.UsageError("--init is for the start of a run; --resume goes on from its checkpoint: leave one out")
     options = {
@@ -118,111 +133,160 @@ def pretrain(
         "model.init_heads": init_heads,
     }
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
-    import yaml
+    with stop_by_signal() as wish:
+        with wish.at_once():
+            import yaml
 
-    from patchssl.ranks import failing_together
-    from patchssl.recipes import load_config
+            from patchssl.data.sources import open_unlabelled
+            from patchssl.ranks import failing_together
+            from patchssl.recipes import load_config
+            from patchssl.run_folder import holds_run
 
-    if init is not None:
-        # Any text, which as it stands could mean something else in YAML.
-        given.append(f"model.init={yaml.safe_dump(init)}")
-
-    with failing_together():
-        if resume and source is None and (output / "config.yaml").is_file():
-            source = str(output / "config.yaml")
-        config = load_config(source, [*overrides, *given])
-
-        from patchssl.data.sources import open_unlabelled
-
-        images = open_unlabelled(data, apply_exif=config.data.exif_orientation)
-    run_training(config, images, output, resume=resume, overwrite=overwrite, quiet=quiet)
+            if init is not None:
+                # Any text, which as it stands could mean something else in YAML.
+                given.append(f"model.init={yaml.safe_dump(init)}")
+            with failing_together():
+                resume = resume or (auto_resume and holds_run(output))
+                if resume and source is None and (output / "config.yaml").is_file():
+                    source = str(output / "config.yaml")
+                config = load_config(source, [*overrides, *given])
+                images = open_unlabelled(data, apply_exif=config.data.exif_orientation)
+        run_training(config, images, output, resume=resume, overwrite=overwrite, quiet=quiet, wish=wish)
 
 
 def run_training(
-    config: "Config", images: "ImageSource", output: Path, *, resume: bool, overwrite: bool, quiet: bool
+    config: "Config",
+    images: "ImageSource",
+    output: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+    wish: StopWish,
 ) -> None:
-    """Prepare the run folder, seed, and train with progress, log file and signals."""
-    import logging
+    """Prepare the run folder, seed, and train with progress, log file and a wish to stop.
 
-    from patchssl.derived import derive
-    from patchssl.engine import check_alike, check_processes
-    from patchssl.pretrain import default_precision
+    Raises:
+        Stopped: before the first step; what is in the folder can be resumed or started again.
+    """
     from patchssl.pretrain import pretrain as train
-    from patchssl.ranks import failing_together, from_main, is_main, world_size
+    from patchssl.ranks import is_main
 
-    with failing_together():
-        derived = derive(config, len(images))
-        config = derived.config
-        kind = resolve_device(config.train.device)
-        device = own_device(kind)
-        way = check_processes(config, kind, world_size())
-    check_alike(config, images, kind)
-    wished = config.train.precision
-    precision = from_main(default_precision(kind) if wished == "auto" else str(wished))
-    workers = config.data.workers
-    if workers is None:
-        # On the CPU alone, training fills the cores; a single process that reads ahead is what it can spare.
-        workers = 1 if kind == "cpu" else usable_workers(shared=True)
-    networks, initial = _prepare(config, output, device=device, resume=resume, overwrite=overwrite)
-    logger = logging.getLogger(__name__)
-    with log_file(output / "log.txt") if is_main() else nullcontext():
-        num_steps = config.train.num_steps(len(images))
-        for line in derived.told:
-            logger.info(line)
-        if initial is not None:
-            initial.log()
-        logger.info(
-            "%d images of %s; %d steps of %d; %s in %s, %d loader processes; run folder %s",
-            len(images),
-            images.location,
-            num_steps,
-            config.train.batch_size,
-            device if way == "alone" else f"{world_size()} processes ({way}) on {kind}",
-            precision,
-            workers,
-            output,
-        )
-        with stop_by_signal() as wish, training_progress(quiet=quiet or not is_main()) as on_step:
+    with ExitStack() as stack:
+        with wish.at_once():
+            ready = _begin(config, images, output, resume=resume, overwrite=overwrite, stack=stack)
+        with training_progress(quiet=quiet or not is_main()) as on_step:
             done = train(
-                networks,
+                ready.networks,
                 images,
                 output,
-                device=device,
-                precision=precision,
-                workers=workers,
+                device=ready.device,
+                precision=ready.hardware.precision,
+                workers=ready.workers,
                 resume=resume,
                 stop_requested=wish,
+                unless_stopped=wish.unless_stopped,
                 on_step=on_step,
             )
-        if done < num_steps:
-            logger.info("stopped after step %d of %d; go on with --resume", done, num_steps)
+        if done < ready.num_steps:
+            logger.info("stopped after step %d of %d; go on with --resume", done, ready.num_steps)
         else:
             logger.info("done; evaluate it: patchssl eval knn DATA --model %s", output)
 
 
-def _prepare(
-    config: "Config", output: Path, *, device: str, resume: bool, overwrite: bool
-) -> "tuple[StudentTeacher, Initial | None]":
-    """Networks, filled from the model of --init, and the run folder, which an error in any process leaves as it was."""
+@dataclass(frozen=True)
+class _Ready:
+    """What a training is begun with."""
+
+    networks: "StudentTeacher"
+    hardware: "Hardware"
+    device: str
+    workers: int
+    num_steps: int
+
+
+def _begin(
+    config: "Config", images: "ImageSource", output: Path, *, resume: bool, overwrite: bool, stack: ExitStack
+) -> _Ready:
+    """Build networks and prepare the run folder, which an error leaves as it was; the log file joins the stack."""
     import torch
 
-    from patchssl.checkpoint import load_checkpoint
+    from patchssl.derived import derive
+    from patchssl.engine import check_alike, check_processes
     from patchssl.initial import initialise, keep_initial
-    from patchssl.ranks import failing_together, is_main
-    from patchssl.run_folder import prepare_run
-    from patchssl.same_network import check_same_network
+    from patchssl.ranks import failing_together, is_main, world_size
+    from patchssl.run_folder import begin_run
     from patchssl.student_teacher import StudentTeacher
 
-    latest = output / "checkpoints" / "latest"
+    start = _find_start(output, resume=resume, overwrite=overwrite, stack=stack)
     with failing_together():
+        derived = derive(start.with_open_values(config), len(images))
+        config = derived.config
+        hardware = _hardware(config)
+        way = check_processes(config, hardware.device, world_size())
+    check_alike(config, images, hardware.device)
+    device = own_device(hardware.device)
+    with failing_together():
+        changes = start.check(config, images.ids, hardware)
         torch.manual_seed(config.train.seed)
         networks = StudentTeacher(config)
-        initial = None if resume else initialise(networks, seed=config.train.seed)
-        if resume and latest.exists():
-            check_same_network(load_checkpoint(latest, mapped=True), config, latest)
+        initial = initialise(networks, seed=config.train.seed) if start.checkpoint is None else None
     with failing_together():
         if is_main():
-            prepare_run(output, config, device=device, resume=resume, overwrite=overwrite)
-            if not resume:
+            begin_run(output, config, start, device=device, changes=changes)
+            if start.checkpoint is None:
                 keep_initial(output, initial)
-    return networks, initial
+            if not resume:
+                stack.enter_context(log_file(output / "log.txt"))
+    for line in derived.told:
+        logger.info(line)
+    for change in changes:
+        change.log()
+    if initial is not None:
+        initial.log()
+    ready = _Ready(networks, hardware, device, _workers(config, hardware), config.train.num_steps(len(images)))
+    logger.info(
+        "%d images of %s; %d steps of %d; %s in %s, %d loader processes; run folder %s",
+        len(images),
+        images.location,
+        ready.num_steps,
+        config.train.batch_size,
+        device if way == "alone" else f"{world_size()} processes ({way}) on {hardware.device}",
+        hardware.precision,
+        ready.workers,
+        output,
+    )
+    return ready
+
+
+def _find_start(output: Path, *, resume: bool, overwrite: bool, stack: ExitStack) -> "Start":
+    """Where the run begins, as the main process finds the folder; with --resume the log file joins the stack."""
+    from patchssl.ranks import failing_together, from_main, is_main
+    from patchssl.run_folder import find_start, holds_run
+
+    start = None
+    with failing_together():
+        if is_main():
+            if resume and holds_run(output):
+                stack.enter_context(log_file(output / "log.txt"))  # what is said of damaged checkpoints belongs there
+            start = find_start(output, resume=resume, overwrite=overwrite)
+    found = from_main(start)
+    assert found is not None
+    return found
+
+
+def _hardware(config: "Config") -> "Hardware":
+    from patchssl.pretrain import default_precision
+    from patchssl.ranks import from_main, world_size
+    from patchssl.resumable import Hardware
+
+    device, wished = resolve_device(config.train.device), config.train.precision
+    precision = from_main(default_precision(device) if wished == "auto" else str(wished))
+    return Hardware(device, precision, world_size())
+
+
+def _workers(config: "Config", hardware: "Hardware") -> int:
+    if config.data.workers is not None:
+        return config.data.workers
+    # On the CPU alone, training fills the cores; a single process that reads ahead is what it can spare.
+    return 1 if hardware.device == "cpu" else usable_workers(shared=True)

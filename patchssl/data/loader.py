@@ -1,10 +1,12 @@
 """Batches that depend on the seed and the step alone."""
 
+import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -20,6 +22,10 @@ from patchssl.structs import SampleKeys
 
 Made = TypeVar("Made")
 MadeFor = TypeVar("MadeFor", covariant=True)
+
+# How long workers may take to end what they are making, and how often each looks whether the main process is there.
+_LET_END_S = 2.0
+_LOOK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -125,8 +131,8 @@ class Steps(Protocol[MadeFor]):
 
 def iterate(
     batches: Steps[Made], *, first_step: int, workers: int, pin_memory: bool
-) -> Iterator[tuple[Made, SampleKeys, list[UnreadableImage]]]:
-    """Yield the batches from first_step to the last, made ahead of time by worker processes.
+) -> Generator[tuple[Made, SampleKeys, list[UnreadableImage]], None, None]:
+    """The batches from first_step to the last, made ahead of time by worker processes, which are started here.
 
     Args:
         batches: the batch of every step.
@@ -148,10 +154,25 @@ def iterate(
         generator=torch.Generator(),
         worker_init_fn=leave_signals_to_the_main_process,
     )
-    for batch in loader:
-        if isinstance(batch, PatchsslError):
-            raise batch
-        yield batch
+    others = set(multiprocessing.active_children())
+    made = iter(loader)
+    return _handed_on(made, set(multiprocessing.active_children()) - others)
+
+
+def _handed_on(made: Iterator[Any], workers: set[BaseProcess]) -> Generator[Any, None, None]:
+    """Hand on what workers make; afterwards let them end, or end them."""
+    try:
+        for batch in made:
+            if isinstance(batch, PatchsslError):
+                raise batch
+            yield batch
+    finally:
+        # The loader waits for one worker after another, as long as each takes for what it is making, which nobody wants
+        # any more. Ended at once, one could leave half a message to the thread that pins memory.
+        if workers:
+            timer = threading.Timer(_LET_END_S, _end_those_left, [workers])
+            timer.daemon = True
+            timer.start()
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:
@@ -159,18 +180,29 @@ def leave_signals_to_the_main_process(worker: int) -> None:
 
     The main process then ends its step, saves, and lets the workers end through their queue. SIGTERM from the main
     process itself ends a worker: so Python ends those that an error left behind, and waits for them before it exits.
+    When the main process is killed, a worker ends as well, whatever it is doing.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Not on every system; where it is missing, SIGTERM from anyone ends a worker.
-    if hasattr(signal, "sigwaitinfo"):
+    if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_for_the_main_process, daemon=True).start()
+        threading.Thread(target=_end_with_the_main_process, daemon=True).start()
 
 
-def _end_for_the_main_process() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        continue
+def _end_with_the_main_process() -> None:
+    main = multiprocessing.parent_process()
+    assert main is not None
+    while os.getppid() == main.pid:
+        received = signal.sigtimedwait({signal.SIGTERM}, _LOOK_EVERY_S)
+        if received is not None and received.si_pid == main.pid:
+            break
     os._exit(0)
+
+
+def _end_those_left(workers: set[BaseProcess]) -> None:
+    for worker in workers:
+        if worker.is_alive():
+            worker.terminate()
 
 
 class _Reported(Dataset[Any]):

@@ -9,6 +9,7 @@ from torch import nn
 
 from patchssl.backbones import load_backbone
 from patchssl.backbones.protocol import fresh_weights, hash_weights
+from patchssl.backbones.runs import find_checkpoint
 from patchssl.backbones.vit import build_vit
 from patchssl.config import Config
 from patchssl.errors import CheckpointError, ConfigError
@@ -88,6 +89,13 @@ def test_without_latest_the_newest_step_counts(run: Path, caplog: pytest.LogCapt
     assert "taking step-10.pt" in caplog.text
 
 
+def test_a_checkpoint_moved_aside_as_damaged_is_not_taken(run: Path) -> None:
+    folder = run / "checkpoints"
+    torch.save({"teacher": {}}, folder / "step-99.pt.damaged")
+    (folder / "latest").unlink()
+    assert find_checkpoint(run).name == "step-00000003.pt"
+
+
 def test_an_empty_run_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds no checkpoint: neither checkpoints/latest nor"):
         load_backbone(str(tmp_path))
@@ -124,7 +132,7 @@ def changed(**changes: Any) -> dict[str, Any]:
         (changed(kind="other"), "is a ViT of width 24, and no weight tells how many heads"),
         ({"model": {}}, "holds no weights; it holds: model"),
         ([1, 2], "holds a list, no weights by name"),
-        (changed(format=2), "has format 2; this version reads format 1"),
+        (changed(format=3), "has format 3; this version reads formats 1 and 2"),
         (changed(teacher=None), "is incomplete: it lacks teacher"),
         (changed(config={}), "configuration that cannot be used"),
         (changed(config={"model": {"arch": 3}, "views": {"global_size": 32}}), "configuration that cannot be used"),

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -85,13 +86,14 @@ def test_what_was_derived_stays_when_a_run_is_resumed_for_longer(images: Path, t
 
 
 def start(images: Path, run: Path, *more: str) -> subprocess.Popen[str]:
-    """Train in a process of its own, for long, until the first checkpoint is there."""
+    """Train in a process of its own, for long, until a checkpoint of some steps is there."""
     command = [sys.executable, "-m", "patchssl", "pretrain", str(images), "--output", str(run), *TINY]
     command += ["--set", "train.steps=1000000", "--set", "train.checkpoint_every_steps=5", *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     until = time.monotonic() + 120
-    while not (run / "checkpoints" / "latest").exists():
+    latest = run / "checkpoints" / "latest"
+    while not latest.exists() or latest.resolve().name == "step-00000000.pt":
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         assert time.monotonic() < until
         time.sleep(0.05)
@@ -136,7 +138,8 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_saved(images: Path, tmp_pa
     assert len(errors) == 1
     assert "step-00000009.pt" in errors[0]
     assert "free some space and go on with --resume" in errors[0]
-    assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["latest", "step-00000005.pt"]
+    left = [f"step-0000000{step}.pt{end}" for step in (0, 5) for end in ("", ".sha256")]
+    assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["latest", *left]
     assert (run / "checkpoints" / "latest").read_bytes() == kept
     assert main(["pretrain", str(images), "--output", str(run), "--resume", "--set", "train.steps=9"]) == 0
 
@@ -190,8 +193,16 @@ def test_a_refused_resume_leaves_the_configuration_of_the_run(
     assert main([*resume, "--set", "train.steps=6"]) == 0
 
 
-def test_contradicting_options_are_wrong_usage(images: Path, tmp_path: Path) -> None:
-    assert main(["pretrain", str(images), "--output", str(tmp_path / "run"), "--resume", "--overwrite"]) == 2
+@pytest.mark.parametrize(
+    "options",
+    [["--resume", "--overwrite"], ["--auto-resume", "--resume"], ["--auto-resume", "--overwrite"]],
+)
+def test_contradicting_options_are_wrong_usage(
+    images: Path, tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pretrain", str(images), "--output", str(tmp_path / "run"), *options]) == 2
+    assert f"{options[0]} and {options[1]} contradict each other" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
     assert main(["pretrain", str(images)]) == 2
 
 
@@ -202,3 +213,57 @@ def test_a_run_is_not_started_over_another(images: Path, tmp_path: Path, capsys:
     assert main(["pretrain", str(images), "--output", str(run), *TINY]) == 1
     assert "already holds a run; go on with it by --resume" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+def test_one_line_begins_a_run_and_goes_on_with_it(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    line = ["pretrain", str(images), "--output", str(run), *TINY, "--auto-resume"]
+    assert main(line) == 0
+    assert main([*line, "--set", "train.steps=8", "--set", "train.keep_last=1"]) == 0
+    assert steps_in(run) == list(range(8))
+    told = capsys.readouterr().err
+    assert "WARNING train.steps is now 8, it was 5: what has been done stays, the schedules of what is left" in told
+    assert "INFO train.keep_last is now 1, it was 3" in told
+    history = [json.loads(text) for text in (run / "history.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in history] == [0, 5]
+    # Another line of the same job, which says nothing of the settings.
+    assert main(["pretrain", str(images), "--output", str(run), "--auto-resume"]) == 0
+    assert main([*line, "--seed", "4", "--set", "train.steps=8"]) == 1
+    assert "train.seed is 0 in the checkpoint and 4 in the configuration" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_told_and_done_again(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["pretrain", str(images), *TINY, "--precision", "fp32", "--set", "train.checkpoint_every_steps=2"]
+    assert main([*line, "--output", str(tmp_path / "whole")]) == 0
+    run = tmp_path / "run"
+    assert main([*line, "--output", str(run)]) == 0
+    path = run / "checkpoints" / "step-00000005.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert main(["pretrain", str(images), "--output", str(run), "--resume"]) == 0
+    assert "the damaged one is now step-00000005.pt.damaged" in capsys.readouterr().err
+    assert "the damaged one is now step-00000005.pt.damaged" in (run / "log.txt").read_text()
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4, 4]
+    assert lines[4]["loss"] == lines[5]["loss"]
+    ends = [torch.load(tmp_path / name / "checkpoints" / "latest") for name in ("whole", "run")]
+    torch.testing.assert_close(ends[0]["teacher"], ends[1]["teacher"], rtol=0, atol=0)
+
+
+def test_other_images_are_refused_and_moved_ones_are_not(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["pretrain", str(images), "--output", str(run), *TINY]) == 0
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file() and file.name != "log.txt"}
+    moved = images.rename(tmp_path / "moved")
+    resume = ["--output", str(run), "--resume", "--set", "train.steps=7"]
+    (moved / "class1" / "7.png").rename(moved / "class1" / "8.png")
+    assert main(["pretrain", str(moved), *resume]) == 1
+    assert "was trained on 8 images of other names than those of DATA" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in before} == before
+    (moved / "class1" / "8.png").rename(moved / "class1" / "7.png")
+    assert main(["pretrain", str(moved), *resume]) == 0

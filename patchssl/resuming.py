@@ -1,0 +1,90 @@
+"""Checkpoints of a run on the way: saving them, and going on from the newest."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+from patchssl.checkpoint import load_checkpoint
+from patchssl.checkpoint_folder import LATEST, save_checkpoint
+from patchssl.data.images import ImageSource
+from patchssl.errors import CheckpointError
+from patchssl.ranks import failing_together, from_main, is_main
+from patchssl.resumable import Hardware, check_resumable, check_same_data, identity
+from patchssl.skipped_steps import SkippedSteps
+from patchssl.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """Saves a trainer into a run folder and restores it from there."""
+
+    def __init__(self, run: Path, trainer: Trainer, source: ImageSource, hardware: Hardware) -> None:
+        """Keep what is saved.
+
+        Args:
+            run: the run folder.
+            trainer: whose state it is.
+            source: the images that it is trained on.
+            hardware: on which.
+        """
+        self._run, self._trainer, self._source, self._hardware = run, trainer, source, hardware
+        self._identity = identity(source.ids, hardware)
+        self._saved: int | None = None
+
+    def begin(self, *, resume: bool) -> tuple[int, SkippedSteps]:
+        """Go on from the newest checkpoint, or save the state before the first step.
+
+        Args:
+            resume: go on, if there is a checkpoint yet.
+
+        Returns:
+            The step to go on with, and how many have been skipped.
+
+        Raises:
+            CheckpointError: the checkpoint is of other networks, data or settings, or cannot be read or written.
+        """
+        latest = self._run / "checkpoints" / LATEST
+        # As the main process sees it, which may write one before others have looked.
+        if from_main(resume and latest.exists()):
+            return self._restore(latest)
+        self.save(0, SkippedSteps())
+        return 0, SkippedSteps()
+
+    def save(self, step: int, skipped: SkippedSteps) -> None:
+        """Save the state after so many steps, unless it has just been saved or read; the main process writes.
+
+        Args:
+            step: how many have been done.
+            skipped: how many of them were.
+
+        Raises:
+            CheckpointError: it cannot be written; the checkpoints of before stay.
+        """
+        if step == self._saved:
+            return
+        train = self._trainer.config.train
+        content = {**self._identity, "skipped_steps": asdict(skipped), **self._trainer.state()}
+        folder = self._run / "checkpoints"
+        with failing_together():
+            if is_main():
+                path = save_checkpoint(
+                    folder, content, step=step, keep_last=train.keep_last, keep_every=train.keep_every
+                )
+                logger.info("saved %s", path)
+        self._saved = step
+
+    def _restore(self, path: Path) -> tuple[int, SkippedSteps]:
+        with failing_together():
+            content = load_checkpoint(path)
+            check_resumable(content, self._trainer.config, path, self._hardware)
+            check_same_data(content, self._source.ids, path)
+        try:
+            self._trainer.restore(content)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{path} does not fit the configuration: {str(error).splitlines()[0]}; resume with that of the run"
+            ) from None
+        logger.info("resumed from %s at step %d", path.resolve(), content["step"])
+        self._saved = int(content["step"])
+        return self._saved, SkippedSteps(**content["skipped_steps"])
