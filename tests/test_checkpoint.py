@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from patchssl import checksums
 from patchssl.checkpoint import load_checkpoint
 from patchssl.checkpoint_folder import checkpoints, save_checkpoint
 from patchssl.errors import CheckpointError
@@ -85,7 +84,7 @@ def test_ctrl_c_in_the_middle_of_a_file_is_ctrl_c_and_leaves_nothing(
             if sum(seen) > 10_000:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(checksums.hashlib, "sha256", Digest)
+    monkeypatch.setattr(hashlib, "sha256", Digest)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(tmp_path, content(50_000), step=1, keep_last=1)
     assert sum(seen) > 10_000
