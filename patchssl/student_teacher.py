@@ -1,6 +1,6 @@
 """Student and teacher: views → projections → loss, and the teacher's explicit step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from patchssl.config import Config
 from patchssl.koleo import koleo
 from patchssl.loss import paired_cross_entropy
+from patchssl.measures import TargetSums
 from patchssl.network import Network, Projected
 from patchssl.structs import Pairs, ViewGroup
 from patchssl.targets import Targets, mean_logits, moved_center, sinkhorn_center
@@ -37,13 +38,14 @@ class PartLoss:
     Attributes:
         total: what is minimised.
         sums: for each kind of token, the sum of weight times cross-entropy over its pairs; without gradients.
-        shares: for each kind of token, the sum of the weights of its pairs.
+        shares: for each kind of token and each of the T rows of the teacher, (T,) on the CPU, the sum of the weights of
+            the pairs that learn from it.
         koleo: the KoLeo term without its weight; 0 where not asked for.
     """
 
     total: Tensor
     sums: dict[str, Tensor]
-    shares: dict[str, float]
+    shares: dict[str, Tensor]
     koleo: Tensor
 
 
@@ -140,15 +142,26 @@ class StudentTeacher:
         return PartLoss(
             total=total,
             sums={kind: value.detach() for kind, value in sums.items()},
-            shares={kind: float(of_kind.sum()) for kind, of_kind in weights.items()},
+            shares={
+                kind: torch.bincount(pairs[kind].teacher, weights[kind], minlength=len(rows.rows))
+                for kind, rows in teacher.kinds().items()
+            },
             koleo=spread.detach(),
         )
 
     @torch.no_grad()
-    def teacher_entropy(self, answer: Answer, temperature: float) -> dict[str, float]:
-        """Mean entropy in nats of the teacher's distributions of a step, for each kind of token."""
+    def target_sums(self, answer: Answer, weights: Mapping[str, Tensor], temperature: float) -> dict[str, TargetSums]:
+        """What is measured of the teacher's distributions of a step, for each kind of token.
+
+        Args:
+            answer: the teacher's.
+            weights: (T,) for each kind and each of its rows, the sum of the weights of the pairs that learn from it.
+            temperature: of this step.
+        """
         return {
-            kind: Targets.of(rows, center=answer.centers[kind], temperature=temperature).mean_entropy(self.workspace)
+            kind: Targets.of(rows, center=answer.centers[kind], temperature=temperature).sums(
+                weights[kind], self.workspace
+            )
             for kind, rows in answer.whole.kinds().items()
         }
 

@@ -30,6 +30,8 @@ class LossTerms:
         koleo: mean over the global views of how close together the class tokens of a batch are; 0 where not asked for.
         num_patch_pairs: how many pairs of patches there are.
         answer: the teacher's.
+        shares: for each kind of token and each of the teacher's rows, (T,) on the CPU, the sum of the weights of the
+            pairs that learn from it.
     """
 
     total: Tensor
@@ -38,6 +40,7 @@ class LossTerms:
     koleo: Tensor
     num_patch_pairs: int
     answer: Answer
+    shares: dict[str, Tensor]
 
     @classmethod
     def of(cls, parts: Sequence[PartLoss], num_patch_pairs: int, answer: Answer) -> "LossTerms":
@@ -46,8 +49,9 @@ class LossTerms:
         def mean(kind: str) -> Tensor:
             if kind not in parts[0].sums:
                 return torch.zeros_like(parts[0].koleo)
-            return _sum([part.sums[kind] for part in parts]) / max(sum(part.shares[kind] for part in parts), 1e-12)
+            return _sum([part.sums[kind] for part in parts]) / max(float(shares[kind].sum()), 1e-12)
 
+        shares = {kind: torch.cat([part.shares[kind] for part in parts]) for kind in parts[0].shares}
         return cls(
             total=_sum([part.total.detach() for part in parts]),
             cls=mean("cls"),
@@ -55,6 +59,7 @@ class LossTerms:
             koleo=_sum([part.koleo for part in parts]),
             num_patch_pairs=num_patch_pairs,
             answer=answer,
+            shares=shares,
         )
 
 
