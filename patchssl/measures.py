@@ -73,9 +73,10 @@ def perplexity(masses: Tensor) -> float:
 
 
 def below_uniform(loss: float, num_prototypes: int) -> float:
-    """The loss's distance below ln K in nats: how much better a student does than one that calls all K prototypes equally likely.
+    """How far a loss lies below ln K, in nats: what the student knows.
 
-    The cross-entropy of that one is ln K whatever the teacher says; below 0 the student is worse than knowing nothing.
+    One that calls all K prototypes equally likely has a cross-entropy of ln K, whatever the teacher says; below 0 the
+    student is worse than that.
     """
     return math.log(num_prototypes) - loss
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from patchssl.errors import CheckpointError
@@ -33,6 +34,21 @@ class MetricsFile:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a `metrics.jsonl` by step, the last of each step counting; none where there is no file.
+
+    A last line that a crash has cut short is left out.
+    """
+    if not path.exists():
+        return []
+    lines: dict[float, dict[str, float]] = {}
+    for text in path.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):
+            values = json.loads(text)
+            lines[values["step"]] = values
+    return [lines[step] for step in sorted(lines)]
 
 
 class StepClock:

@@ -66,9 +66,9 @@ class Targets:
         """
         num = len(self.prototypes)
         chosen = spread_rows(len(self.rows), max(1, max_logits // num), self.rows.device)
-        weights = weights.to(chosen.device, torch.float32)[chosen]
         like = self.prototypes
         wide = torch.promote_types(like.dtype, torch.float32)
+        weights = weights.to(chosen.device, wide)[chosen]
         entropies = like.new_zeros(len(chosen), dtype=wide)
         masses, wins = like.new_zeros(num, dtype=wide), like.new_zeros(num, dtype=torch.int64)
         size = block_rows(like, workspace)
@@ -81,8 +81,8 @@ class Targets:
             # In half precision probabilities do not quite sum to 1.
             total = probabilities.sum(dim=1)
             entropy.copy_(torch.special.entr(probabilities, out=probabilities).sum(dim=1) / total + total.log())
-        rows_in_all = torch.tensor(len(chosen), device=chosen.device)
-        return TargetSums(rows_in_all, entropies.sum(), weights.sum(), weights @ entropies, masses, wins)
+        num_rows = torch.tensor(len(chosen), device=chosen.device)
+        return TargetSums(num_rows, entropies.sum(), weights.sum(), weights @ entropies, masses, wins)
 
 
 def block_rows(prototypes: Tensor, workspace: Workspace) -> int:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
+from patchssl.collapse import CollapseAdviser
 from patchssl.metrics_line import line, measured
-from patchssl.monitor import MetricsFile, StepClock
+from patchssl.monitor import MetricsFile, StepClock, read_metrics
 from patchssl.step_values import StepValues
 from patchssl.student_teacher import StudentTeacher
 from patchssl.trainer import Outcome
@@ -24,8 +25,9 @@ class Watch:
         """Go on with the files of a run folder."""
         self._networks, self._config = networks, networks.config
         self._num_images, self._num_steps = num_images, num_steps
-        self._writers, self._clock = [MetricsFile(run / "metrics.jsonl")], StepClock()
-        self._advisers: list[Adviser] = []
+        path = run / "metrics.jsonl"
+        self._advisers: list[Adviser] = [CollapseAdviser(self._config, num_steps, read_metrics(path))]
+        self._writers, self._clock = [MetricsFile(path)], StepClock()
 
     def __enter__(self) -> "Watch":
         return self
