@@ -46,7 +46,7 @@ class CollapseAdviser:
             lines = [line for line in self._recent if line["step"] >= self._settled(kind)]
             for rule in RULES:
                 key = rule.name, kind
-                known = [line for line in lines if rule.known(line, kind)]
+                known = _last([line for line in lines if rule.known(line, kind)])
                 if key in self._told:
                     if not any(rule.holds(line, case) for line in known):
                         self._told.remove(key)
@@ -61,8 +61,8 @@ class CollapseAdviser:
             if is_number(rank):
                 self._largest[kind] = max(self._largest[kind], rank)
         self._recent.append(line)
-        while len(self._recent) > _NUM_LINES and line["step"] - self._recent[1]["step"] >= _NUM_STEPS:
-            self._recent.pop(0)
+        # Twice as much as has to last, for lines that lack a value.
+        self._recent = _last(self._recent, 2)
 
     def _settled(self, kind: str) -> float:
         """The step from which a kind of token is judged."""
@@ -71,6 +71,16 @@ class CollapseAdviser:
         if kind == "patch":
             first = max(first, loss.patch_weight_warmup_fraction)
         return first * self._num_steps
+
+
+def _last(lines: list[Line], times: int = 1) -> list[Line]:
+    """The last lines, no more than have to show a collapse, or so many times that."""
+    start = 0
+    while (
+        len(lines) - start > times * _NUM_LINES and lines[-1]["step"] - lines[start + 1]["step"] >= times * _NUM_STEPS
+    ):
+        start += 1
+    return lines[start:]
 
 
 def _lasts(rule: Rule, case: Case, lines: Sequence[Line]) -> bool:

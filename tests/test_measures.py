@@ -20,7 +20,8 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def rotation(size: int) -> Tensor:
-    return torch.linalg.qr(random(size, size, seed=7)).Q
+    orthogonal: Tensor = torch.linalg.qr(random(size, size, seed=7)).Q
+    return orthogonal
 
 
 def slow_rank(features: Tensor) -> float:
