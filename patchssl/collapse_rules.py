@@ -136,7 +136,7 @@ def _lost_rank(line: Line, case: Case) -> str:
     return (
         f"{case.tokens}: the effective rank of the teacher's features is {line[f'rank_{case.kind}']:.2f}, of up to "
         f"{case.largest_rank:.1f} so far: they point the same way whatever the image. "
-        f"Try {_any_of(_gentler(case), _lighter(case), _steadier(case))}"
+        f"Try {_any_of(_gentler(case), _centred(case), _lighter(case), _steadier(case))}"
     )
 
 

@@ -204,7 +204,7 @@ def test_a_resumed_run_goes_on_with_its_lines() -> None:
         ({}, ONE, ["Try loss.center sinkhorn (it is kind)"], []),
         ({"center": "sinkhorn", "teacher_temperature": 0.07, "teacher_temperature_start": 0.07}, ONE,
          ["Try a lower train.learning_rate"], ["sinkhorn", "higher loss.teacher_temp"]),
-        ({}, FLAT, ["train.weight_decay", "train.final_weight_decay", "nearer to 1 (it is 0.99)"], []),
+        ({}, FLAT, ["loss.center sinkhorn (it is kind)", "train.final_weight_decay", "nearer to 1 (it is 0.99)"], []),
         ({}, ABOVE, ["train.warmup_fraction (it is 0.1)", "train.clip_gradient (it is 3)"], ["student_temperature"]),
         ({"student_temperature": 0.02}, ABOVE, ["loss.student_temperature 0.1 (it is 0.02)"], []),
     ],
