@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from patchssl.appending import AppendedLines
@@ -50,6 +50,21 @@ class MetricsFile:
             raise CheckpointError(
                 f"cannot write {self._path}: {error.strerror}; free some space and go on with --resume"
             ) from None
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a `metrics.jsonl` by step, the last of each step counting; none where there is no file.
+
+    A last line that a crash has cut short is left out.
+    """
+    if not path.exists():
+        return []
+    lines: dict[float, dict[str, float]] = {}
+    for text in path.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):
+            values = json.loads(text)
+            lines[values["step"]] = values
+    return [lines[step] for step in sorted(lines)]
 
 
 class StepClock:

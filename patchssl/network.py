@@ -9,8 +9,12 @@ from torch import Tensor, nn
 from patchssl.backbones.vit import build_vit, vit_tokens
 from patchssl.config import Config
 from patchssl.heads import ProjectionHead
+from patchssl.measures import spread_rows
 from patchssl.stochastic_depth import dropped_branches, dropping, hand_in_factors
 from patchssl.structs import Projections
+
+# Of a batch's features at most so many are handed on to measure their rank.
+MAX_FEATURES = 512
 
 
 @dataclass(frozen=True)
@@ -19,19 +23,22 @@ class Projected:
 
     Attributes:
         features: (B * V, D) class tokens of the global views, before the head.
+        patch_features: (M, D) patches of the global views that stand for all of them, before the head; a copy without
+            gradients.
         cls: class tokens of all views.
         patch: patches; None where none are distilled.
     """
 
     features: Tensor
+    patch_features: Tensor
     cls: Projections
     patch: Projections | None
 
     @classmethod
     def of(cls, outputs: tuple[Tensor, ...]) -> "Projected":
         """From what a Network returns."""
-        features, *rest = outputs
-        return cls(features, Projections(*rest[:2]), Projections(*rest[2:]) if rest[2:] else None)
+        features, patch_features, *rest = outputs
+        return cls(features, patch_features, Projections(*rest[:2]), Projections(*rest[2:]) if rest[2:] else None)
 
     @classmethod
     def joined(cls, parts: Sequence["Projected"]) -> "Projected":
@@ -43,8 +50,12 @@ class Projected:
             return Projections(torch.cat([part.rows for part in of]), of[0].prototypes)
 
         patches = [part.patch for part in parts if part.patch is not None]
-        features = torch.cat([part.features for part in parts])
-        return cls(features, together([part.cls for part in parts]), together(patches) if patches else None)
+        return cls(
+            torch.cat([part.features for part in parts]),
+            torch.cat([part.patch_features for part in parts]),
+            together([part.cls for part in parts]),
+            together(patches) if patches else None,
+        )
 
     def split(self, num_parts: int) -> list["Projected"]:
         """The answers to so many equal parts of a batch, sharing this one's memory."""
@@ -53,7 +64,8 @@ class Projected:
             return [Projections(rows, whole.prototypes) for rows in whole.rows.chunk(num_parts)]
 
         patches = [None] * num_parts if self.patch is None else apart(self.patch)
-        return [Projected(*part) for part in zip(self.features.chunk(num_parts), apart(self.cls), patches, strict=True)]
+        features = (rows.chunk(num_parts) for rows in (self.features, self.patch_features))
+        return [Projected(*part) for part in zip(*features, apart(self.cls), patches, strict=True)]
 
     def kinds(self) -> dict[str, Projections]:
         """By the name of the kind of token: "cls" and, where patches are distilled, "patch"."""
@@ -100,19 +112,22 @@ class Network(nn.Module):
                 None where there are none, or the network is not trained.
 
         Returns:
-            Class tokens of the first group; rows and prototypes of CLS and, unless patches are left out, of patches,
-            rows in the order of the groups. As plain tensors, since precision and device wrappers handle those.
+            Class tokens of the first group; a sample of its patches, without gradients; rows and prototypes of CLS and,
+            unless patches are left out, of patches, rows in the order of the groups. As plain tensors, since precision
+            and device wrappers handle those.
         """
         cls, patches, branches = [], [], dropped_branches(self.backbone)
         for group, images in enumerate(pixels):
             with dropping(branches, [None] * len(branches) if factors is None else factors[group].unbind(1)):
                 tokens = vit_tokens(self.backbone, images)
             cls.append(tokens.cls)
+            if not group:
+                sample = _sample(tokens.patches.detach().flatten(0, 1))
             if self.with_patches:
                 flat = tokens.patches.flatten(0, 1)  # (B * V * N, D)
                 patches.append(flat if kept is None else flat[kept[group]])
         prototypes = self.cls_head.last_layer()
-        outputs = (cls[0].clone(), self.cls_head(torch.cat(cls)), prototypes)
+        outputs = (cls[0].clone(), sample, self.cls_head(torch.cat(cls)), prototypes)
         if not self.with_patches:
             return outputs
         if self.patch_head is None:
@@ -123,3 +138,8 @@ class Network(nn.Module):
         """The parameters of the last layers, which stay as they are in the first steps."""
         heads = [self.cls_head] if self.patch_head is None else [self.cls_head, self.patch_head]
         return [parameter for head in heads for parameter in head.last_layer.parameters()]
+
+
+def _sample(rows: Tensor) -> Tensor:
+    """A few of the rows (M, D) that stand for all; a copy, which does not keep these in memory."""
+    return rows[spread_rows(len(rows), MAX_FEATURES, rows.device)]

@@ -1,6 +1,6 @@
 """Student and teacher: views → projections → loss, and the teacher's explicit step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from patchssl import ranks
 from patchssl.config import Config
 from patchssl.koleo import koleo
 from patchssl.loss import paired_cross_entropy
+from patchssl.measures import TargetSums
 from patchssl.network import Network, Projected
 from patchssl.shards import local
 from patchssl.structs import Pairs, ViewGroup
@@ -41,13 +42,14 @@ class PartLoss:
     Attributes:
         total: what is minimised.
         sums: for each kind of token, the sum of weight times cross-entropy over its pairs; without gradients.
-        shares: for each kind of token, the sum of the weights of its pairs.
+        shares: for each kind of token and each of the T rows of the teacher, (T,) on the CPU, the sum of the weights of
+            the pairs that learn from it.
         koleo: the KoLeo term without its weight; 0 where not asked for.
     """
 
     total: Tensor
     sums: dict[str, Tensor]
-    shares: dict[str, float]
+    shares: dict[str, Tensor]
     koleo: Tensor
 
 
@@ -145,19 +147,28 @@ class StudentTeacher:
         return PartLoss(
             total=total,
             sums={kind: value.detach() for kind, value in sums.items()},
-            shares={kind: float(of_kind.sum()) for kind, of_kind in weights.items()},
+            shares={
+                kind: torch.bincount(pairs[kind].teacher, weights[kind], minlength=len(rows.rows))
+                for kind, rows in teacher.kinds().items()
+            },
             koleo=spread.detach(),
         )
 
     @torch.no_grad()
-    def teacher_entropy(self, answer: Answer, temperature: float) -> dict[str, float]:
-        """Mean entropy in nats of the teacher's distributions of a step, for each kind of token; of all processes."""
-        own = [
-            Targets.of(rows, center=answer.centers[kind], temperature=temperature).mean_entropy(self.workspace)
+    def target_sums(self, answer: Answer, weights: Mapping[str, Tensor], temperature: float) -> dict[str, TargetSums]:
+        """What is measured of the teacher's distributions of a step, for each kind of token, in all processes.
+
+        Args:
+            answer: the teacher's, about this process's share.
+            weights: (T,) for each kind and each of its rows, the sum of the weights of the pairs that learn from it.
+            temperature: of this step.
+        """
+        return {
+            kind: Targets.of(rows, center=answer.centers[kind], temperature=temperature)
+            .sums(weights[kind], self.workspace)
+            .reduced(ranks.summed)
             for kind, rows in answer.whole.kinds().items()
-        ]
-        means = ranks.averaged(torch.tensor(own, dtype=torch.float64))
-        return dict(zip(answer.whole.kinds(), means.tolist(), strict=True))
+        }
 
     @torch.no_grad()
     def update_centers(self, answer: Answer) -> None:

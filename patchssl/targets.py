@@ -6,11 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from patchssl.measures import TargetSums, spread_rows
 from patchssl.structs import Projections
 from patchssl.workspace import Workspace
 
 # Blocks of about this many rows are dense enough for matrix products and leave their logits in a CPU's cache.
 BLOCKS_PER_WORKSPACE = 16
+
+# Of a teacher's logits at most so many are looked at to measure it: 1,024 rows of 65,536 prototypes, 8,192 of 8,192.
+MAX_LOGITS = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +57,33 @@ class Targets:
                 torch.softmax(logits, dim=1, out=target)
         return out
 
-    def mean_entropy(self, workspace: Workspace) -> float:
-        """Mean entropy of all distributions, in nats."""
-        total = 0.0
-        for rows in torch.arange(len(self.rows), device=self.rows.device).split(self._block(workspace)):
-            out = workspace.take("probabilities", len(rows), len(self.prototypes), like=self.prototypes)
-            probabilities = self.probabilities(rows, out, workspace).float()
-            total -= float(torch.xlogy(probabilities, probabilities).sum(dim=1).sum())
-        return total / max(1, len(self.rows))
+    def sums(self, weights: Tensor, workspace: Workspace, *, max_logits: int = MAX_LOGITS) -> TargetSums:
+        """What is measured of the distributions, in one pass over their logits.
 
-    def _block(self, workspace: Workspace) -> int:
-        return block_rows(self.prototypes, workspace)
+        Args:
+            weights: (T,) for each row the sum of the weights of the pairs that learn from it.
+            workspace: tells how many logits may exist at a time.
+            max_logits: where T * K is more, T is cut down to this by taking rows that stand for all of them.
+        """
+        num = len(self.prototypes)
+        chosen = spread_rows(len(self.rows), max(1, max_logits // num), self.rows.device)
+        like = self.prototypes
+        wide = torch.promote_types(like.dtype, torch.float32)
+        weights = weights.to(chosen.device, wide)[chosen]
+        entropies = like.new_zeros(len(chosen), dtype=wide)
+        masses, wins = like.new_zeros(num, dtype=wide), like.new_zeros(num, dtype=torch.int64)
+        size = block_rows(like, workspace)
+        for rows, entropy in zip(chosen.split(size), entropies.split(size), strict=True):
+            out = workspace.take("probabilities", len(rows), num, like=like)
+            probabilities = self.probabilities(rows, out, workspace).to(wide)
+            masses += probabilities.sum(dim=0)
+            first = probabilities.argmax(dim=1)
+            wins.index_add_(0, first, torch.ones_like(first))
+            # In half precision probabilities do not quite sum to 1.
+            total = probabilities.sum(dim=1)
+            entropy.copy_(torch.special.entr(probabilities, out=probabilities).sum(dim=1) / total + total.log())
+        num_rows = torch.tensor(len(chosen), device=chosen.device)
+        return TargetSums(num_rows, entropies.sum(), weights.sum(), weights @ entropies, masses, wins)
 
 
 def block_rows(prototypes: Tensor, workspace: Workspace) -> int:

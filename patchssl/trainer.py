@@ -32,6 +32,8 @@ class LossTerms:
         koleo: mean over the global views of how close together the class tokens of a batch are; 0 where not asked for.
         num_patch_pairs: how many pairs of patches there are.
         answer: the teacher's, about this process's share.
+        shares: for each kind of token and each of the teacher's rows, (T,) on the CPU, the sum of the weights of the
+            pairs that learn from it; of this process's share.
     """
 
     total: Tensor
@@ -40,21 +42,22 @@ class LossTerms:
     koleo: Tensor
     num_patch_pairs: int
     answer: Answer
+    shares: dict[str, Tensor]
 
     @classmethod
     def of(cls, parts: Sequence[PartLoss], num_patch_pairs: int, answer: Answer) -> "LossTerms":
         """Put the parts of a batch together, those of all processes."""
         kinds = list(parts[0].sums)
-        device, num = parts[0].koleo.device, len(kinds)
+        shares = {kind: torch.cat([part.shares[kind] for part in parts]) for kind in kinds}
         rows = [torch.stack([part.total.detach(), part.koleo, *part.sums.values()]) for part in parts]
-        shares = torch.tensor([[part.shares[kind] for kind in kinds] for part in parts], device=device).sum(dim=0)
-        total, koleo, *rest = ranks.summed(torch.cat([_sum(rows), shares])).unbind()
+        weights = torch.stack([shares[kind].sum() for kind in kinds]).to(rows[0])
+        total, koleo, *rest = ranks.summed(torch.cat([_sum(rows), weights])).unbind()
         means = {
-            kind: of_kind / share.clamp(min=1e-12)
-            for kind, of_kind, share in zip(kinds, rest[:num], rest[num:], strict=True)
+            kind: of_kind / weight.clamp(min=1e-12)
+            for kind, of_kind, weight in zip(kinds, rest[: len(kinds)], rest[len(kinds) :], strict=True)
         }
         patch = means.get("patch", torch.zeros_like(total))
-        return cls(total, means["cls"], patch, koleo, num_patch_pairs, answer)
+        return cls(total, means["cls"], patch, koleo, num_patch_pairs, answer, shares)
 
 
 @dataclass(frozen=True)

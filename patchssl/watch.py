@@ -1,23 +1,33 @@
 """What a run says about itself while it goes on."""
 
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from patchssl.config import Config
-from patchssl.monitor import MetricsFile, StepClock
+from patchssl.collapse import CollapseAdviser
+from patchssl.metrics_line import line, measured
+from patchssl.monitor import MetricsFile, StepClock, read_metrics
 from patchssl.step_values import StepValues
 from patchssl.student_teacher import StudentTeacher
-from patchssl.trainer import LossTerms, Outcome
+from patchssl.trainer import Outcome
+
+logger = logging.getLogger(__name__)
+
+#: Given each line, says in words what is wrong and new.
+Adviser = Callable[[Mapping[str, float]], Iterable[str]]
 
 
 class Watch:
-    """Measures a run at intervals and writes it down."""
+    """Measures a run at intervals, writes it down, and warns of what goes wrong."""
 
     def __init__(self, run: Path, networks: StudentTeacher, *, num_images: int, num_steps: int) -> None:
         """Go on with the files of a run folder."""
         self._networks, self._config = networks, networks.config
         self._num_images, self._num_steps = num_images, num_steps
-        self._metrics, self._clock = MetricsFile(run / "metrics.jsonl"), StepClock()
+        path = run / "metrics.jsonl"
+        self._advisers: list[Adviser] = [CollapseAdviser(self._config, num_steps, read_metrics(path))]
+        self._writers, self._clock = [MetricsFile(path)], StepClock()
 
     def __enter__(self) -> "Watch":
         return self
@@ -25,7 +35,8 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._metrics.close()
+        for writer in self._writers:
+            writer.close()
 
     def waited(self) -> None:
         """The images of a step have come."""
@@ -38,30 +49,16 @@ class Watch:
         self._clock.stepped(num_images)
         if step % self._config.log.every_steps and step != self._num_steps - 1:
             return
-        entropies = self._networks.teacher_entropy(outcome.terms.answer, values.teacher_temperature)
-        self._metrics.write(
-            line(step, self._num_images, self._config, values, outcome.terms)
-            | {"gradient_norm": outcome.gradient_norm, "skipped_steps": skipped_steps}
-            | {f"teacher_entropy_{kind}": value for kind, value in entropies.items()}
-            | self._clock.read()
-        )
+        found = self._measure(step, values, outcome) | {"skipped_steps": skipped_steps} | self._clock.read()
+        for writer in self._writers:
+            writer.write(found)
+        for adviser in self._advisers:
+            for advice in adviser(found):
+                logger.warning(advice)
 
-
-def line(step: int, num_images: int, config: Config, values: StepValues, terms: LossTerms) -> dict[str, float]:
-    """Losses and scheduled values of a step, as `metrics.jsonl` has them."""
-    batch_size = config.train.batch_size
-    return {
-        "step": step,
-        "epoch": step * batch_size / num_images,
-        "images": (step + 1) * batch_size,
-        "loss": terms.total.item(),
-        "loss_cls": terms.cls.item(),
-        "loss_patch": terms.patch.item(),
-        "patch_pairs": terms.num_patch_pairs,
-        "lr": values.learning_rate,
-        "weight_decay": values.weight_decay,
-        "momentum": values.momentum,
-        "teacher_temperature": values.teacher_temperature,
-        "patch_weight": values.patch_weight,
-        **({"loss_koleo": terms.koleo.item()} if config.loss.koleo_weight else {}),
-    }
+    def _measure(self, step: int, values: StepValues, outcome: Outcome) -> dict[str, float]:
+        terms = outcome.terms
+        of_step = line(step, self._num_images, self._config, values, terms)
+        losses = {kind: of_step[f"loss_{kind}"] for kind in ("cls", "patch")}
+        sums = self._networks.target_sums(terms.answer, terms.shares, values.teacher_temperature)
+        return of_step | {"gradient_norm": outcome.gradient_norm} | measured(losses, sums, terms.answer.whole)

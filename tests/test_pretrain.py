@@ -140,7 +140,7 @@ def test_a_batch_in_parts_gives_the_losses_of_the_whole(images: Path, tmp_path: 
         for num in (1, 2)
     )
     assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
-    for name in ("loss_cls", "loss_patch", "gradient_norm", "teacher_entropy_patch", "patch_pairs"):
+    for name in ("loss_cls", "loss_patch", "gradient_norm", "teacher_entropy_patch", "kl_patch", "patch_pairs"):
         assert [line[name] for line in parts] == pytest.approx([line[name] for line in whole], rel=1e-4)
     ends = [torch.load(tmp_path / str(num) / "checkpoints" / "latest") for num in (1, 2)]
     torch.testing.assert_close(ends[0]["centers"], ends[1]["centers"], rtol=1e-4, atol=1e-6)
