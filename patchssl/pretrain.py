@@ -18,7 +18,7 @@ from patchssl.step_values import scheduled
 from patchssl.student_teacher import StudentTeacher
 from patchssl.trainer import Trainer
 from patchssl.views import MultiCrop
-from patchssl.watch import Watch
+from patchssl.watch import MeasureTeacher, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ def pretrain(
     resume: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
     on_step: Callable[[Progress], None] = lambda progress: None,
+    measure: MeasureTeacher | None = None,
 ) -> int:
     """Train a student and a teacher and write metrics and checkpoints into a run folder.
 
@@ -60,6 +61,8 @@ def pretrain(
         resume: go on from the newest checkpoint of the folder.
         stop_requested: asked after every step; on True the run is saved and ends early.
         on_step: called after every step.
+        measure: asked about the teacher every `log.knn_every_steps` and after the last step; what it says goes into
+            the line of that step. It must leave no trace in what training depends on.
 
     Returns:
         The number of steps done in all.
@@ -78,7 +81,15 @@ def pretrain(
     batches = TrainingBatches(source, crop, batch_size=train.batch_size, num_steps=num_steps, seed=train.seed)
     bad_images = BadImages(len(source), config.data.max_bad_fraction)
     try:
-        with Watch(run, networks, num_images=len(source), num_steps=num_steps) as watch:
+        with Watch(
+            run,
+            networks,
+            num_images=len(source),
+            num_steps=num_steps,
+            first_step=step,
+            workers=workers,
+            measure=measure,
+        ) as watch:
             for decoded, keys, bad in iterate(batches, first_step=step, workers=workers, pin_memory=device == "cuda"):
                 watch.waited()
                 for image in bad_images.add(bad):
@@ -97,6 +108,8 @@ def pretrain(
                     logger.info("saved %s", path)
                 if stopping:
                     break
+                watch.waits()
+            watch.ended()
     finally:
         list_unreadable(run, bad_images.reasons)
     return step

@@ -11,6 +11,7 @@ from patchssl.checkpoint import written_whole
 from patchssl.config import Config
 from patchssl.environment import environment
 from patchssl.errors import CheckpointError
+from patchssl.event_file import EVENT_FILES
 from patchssl.recipes import dump_config
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ def prepare_run(run: Path, config: Config, *, device: str, resume: bool, overwri
             is no folder of ours to overwrite.
     """
     parts = [run / "checkpoints" / "latest", *(run / "checkpoints").glob("step-*.pt"), run / "metrics.jsonl"]
+    parts += run.glob(EVENT_FILES)
     holds_run = any(part.exists() for part in parts)
     if resume and not (run / "checkpoints" / "latest").exists():
         raise CheckpointError(f"{run} holds no checkpoint to resume from; leave --resume out to start there")

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import click
 
+from patchssl.environment import usable_cores
 from patchssl.errors import ConfigError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -152,8 +153,7 @@ def quiet_option() -> Decorator:
 
 def usable_workers() -> int:
     """The cores that this process may use, at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST_WORKERS)
+    return min(usable_cores(), _MOST_WORKERS)
 
 
 def resolve_device(name: str) -> str:

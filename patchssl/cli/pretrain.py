@@ -1,5 +1,6 @@
 """`patchssl pretrain`."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from patchssl.cli.progress import training_progress
 if TYPE_CHECKING:
     from patchssl.config import Config
     from patchssl.data.images import ImageSource
+    from patchssl.evaluate.online_knn import OnlineKnn
     from patchssl.initial import Initial
     from patchssl.student_teacher import StudentTeacher
 
@@ -57,6 +59,17 @@ if TYPE_CHECKING:
 @click.option(
     "--max-bad-fraction", type=click.FloatRange(0, 1), help="Unreadable images above this fraction are an error."
 )
+@click.option(
+    "--knn-data",
+    metavar="DATA",
+    help="Measure the teacher by k-NN as it is trained, on some images of labelled DATA as `eval knn` takes it.",
+)
+@click.option(
+    "--tensorboard/--no-tensorboard",
+    default=None,
+    show_default="from the configuration",
+    help="Write the metrics for TensorBoard as well, into RUN/tensorboard.",
+)
 @device_option(default=None)
 @precision_option(default=None)
 @workers_option(configured=True)
@@ -73,6 +86,8 @@ def pretrain(
     resume: bool,
     overwrite: bool,
     max_bad_fraction: float | None,
+    knn_data: str | None,
+    tensorboard: bool | None,
     device: str | None,
     precision: str | None,
     workers: int | None,
@@ -90,6 +105,7 @@ def pretrain(
     patchssl pretrain cifar10/train --output runs/c10 --resume
     patchssl pretrain photos --output runs/more --init runs/photos --config runs/photos/config.yaml --init-heads
     patchssl pretrain photos --output runs/dino --init dino_deitsmall16_pretrain.pth
+    patchssl pretrain cifar10/train --output runs/c10 --knn-data cifar10 --tensorboard
 
     Ctrl-C and SIGTERM save a checkpoint after the current step; --resume goes on exactly there.
     """  # noqa: D301 - the backslash is Click's mark for text that keeps its lines
@@ -106,15 +122,17 @@ def pretrain(
         "train.seed": seed,
         "data.max_bad_fraction": max_bad_fraction,
         "model.init_heads": init_heads,
+        "log.tensorboard": tensorboard,
     }
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
     import yaml
 
     from patchssl.recipes import load_config
 
-    if init is not None:
-        # Any text, which as it stands could mean something else in YAML.
-        given.append(f"model.init={yaml.safe_dump(init)}")
+    for name, text in (("model.init", init), ("log.knn_data", knn_data)):
+        if text is not None:
+            # Any text, which as it stands could mean something else in YAML.
+            given.append(f"{name}={yaml.safe_dump(text)}")
 
     if resume and source is None and (output / "config.yaml").is_file():
         source = str(output / "config.yaml")
@@ -147,6 +165,7 @@ def run_training(
     if workers is None:
         # On the CPU alone, training fills the cores; a single process that reads ahead is what it can spare.
         workers = 1 if device == "cpu" else usable_workers()
+    online_knn = _watching(config, device=device)
     torch.manual_seed(config.train.seed)
     networks = StudentTeacher(config)
     initial = _prepare(networks, output, device=device, resume=resume, overwrite=overwrite)
@@ -168,6 +187,8 @@ def run_training(
             workers,
             output,
         )
+        if online_knn is not None:
+            online_knn.read(num_workers=workers)
         with stop_by_signal() as wish, training_progress(quiet=quiet) as on_step:
             done = train(
                 networks,
@@ -179,11 +200,25 @@ def run_training(
                 resume=resume,
                 stop_requested=wish,
                 on_step=on_step,
+                measure=None if online_knn is None else partial(online_knn, stop_requested=wish),
             )
         if done < num_steps:
             logger.info("stopped after step %d of %d; go on with --resume", done, num_steps)
         else:
             logger.info("done; evaluate it: patchssl eval knn DATA --model %s", output)
+
+
+def _watching(config: "Config", *, device: str) -> "OnlineKnn | None":
+    """What the run is to be watched with besides its own lines; nothing is written yet."""
+    if config.log.tensorboard:
+        from patchssl.event_file import check_tensorboard
+
+        check_tensorboard()
+    if config.log.knn_data is None:
+        return None
+    from patchssl.evaluate.online_knn import OnlineKnn
+
+    return OnlineKnn(config, device=device)
 
 
 def _prepare(
