@@ -33,6 +33,11 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cpu_computes_bf16() -> bool:
     """Whether the processor multiplies bf16 matrices itself (AVX512-BF16, AMX) and torch makes use of it.
 

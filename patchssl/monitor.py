@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -65,30 +64,3 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
             values = json.loads(text)
             lines[values["step"]] = values
     return [lines[step] for step in sorted(lines)]
-
-
-class StepClock:
-    """Seconds spent computing and waiting for data since the last reading."""
-
-    def __init__(self) -> None:
-        """Start now."""
-        self._start = self._mark = time.perf_counter()
-        self._waited = 0.0
-        self._images = 0
-
-    def waited(self) -> None:
-        """Data have arrived: the time since the last step ended was spent waiting."""
-        self._waited += time.perf_counter() - self._mark
-
-    def stepped(self, num_images: int) -> None:
-        """A step has ended."""
-        self._images += num_images
-        self._mark = time.perf_counter()
-
-    def read(self) -> dict[str, float]:
-        """Images per second and the share of time spent waiting, since the last reading."""
-        seconds = max(time.perf_counter() - self._start, 1e-9)
-        result = {"images_per_s": self._images / seconds, "data_wait_fraction": min(1.0, self._waited / seconds)}
-        self._start = time.perf_counter()
-        self._waited, self._images = 0.0, 0
-        return result

@@ -22,7 +22,7 @@ from patchssl.structs import SampleKeys, ViewGroup
 from patchssl.student_teacher import StudentTeacher
 from patchssl.trainer import Trainer
 from patchssl.views import MultiCrop
-from patchssl.watch import Watch
+from patchssl.watch import MeasureTeacher, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ def pretrain(
     stop_requested: Callable[[], bool] = lambda: False,
     unless_stopped: Callable[[Callable[[], Batch]], Batch | None] = lambda call: call(),
     on_step: Callable[[Progress], None] = lambda progress: None,
+    measure: MeasureTeacher | None = None,
 ) -> int:
     """Train a student and a teacher and write metrics and checkpoints into a run folder.
 
@@ -68,6 +69,8 @@ def pretrain(
         unless_stopped: makes the call that waits for the images of a step; it may break the call off and return None,
             which stops the run as well.
         on_step: called after every step.
+        measure: asked about the teacher every `log.knn_every_steps` and after the last step; what it says goes into
+            the line of that step. It must leave no trace in what training depends on.
 
     Returns:
         The number of steps done in all.
@@ -95,7 +98,18 @@ def pretrain(
     bad_images = BadImages(len(source), config.data.max_bad_fraction)
     loaded = iterate(batches, first_step=step, workers=workers, pin_memory=device.startswith("cuda"))
     try:
-        with closing(loaded), Watch(run, networks, num_images=len(source), num_steps=num_steps) as watch:
+        with (
+            closing(loaded),
+            Watch(
+                run,
+                networks,
+                num_images=len(source),
+                num_steps=num_steps,
+                first_step=step,
+                workers=workers,
+                measure=measure,
+            ) as watch,
+        ):
             while step < num_steps:
                 batch = unless_stopped(loaded.__next__)
                 if ranks.any_of(batch is None):
@@ -119,7 +133,9 @@ def pretrain(
                     break
                 if step % train.checkpoint_every_steps == 0 and guard.may_save():
                     checkpoints.save(step, guard.skipped)
+                watch.waits()
             checkpoints.save(step, guard.skipped)
+            watch.ended()
     except (RuntimeError, ranks.LostContactError) as error:
         if not ranks.is_lost_contact(error):
             raise

@@ -24,6 +24,7 @@ from patchssl.checksums import checksum_path
 from patchssl.config import Config
 from patchssl.environment import environment
 from patchssl.errors import CheckpointError
+from patchssl.event_file import EVENT_FILES
 from patchssl.ranks import world_size
 from patchssl.recipes import dump_config
 from patchssl.resumable import Change, Hardware, check_resumable, check_same_data, stored_config, with_open_values
@@ -182,7 +183,7 @@ def _remove_run(run: Path) -> None:
     for checkpoint in [*damaged_checkpoints(folder), *checkpoints(folder)]:
         checkpoint.unlink()
         checksum_path(checkpoint).unlink(missing_ok=True)
-    for part in (folder / LATEST, run / _METRICS, run / _HISTORY, run / _ENVIRONMENT):
+    for part in (folder / LATEST, run / _METRICS, run / _HISTORY, run / _ENVIRONMENT, *run.glob(EVENT_FILES)):
         part.unlink(missing_ok=True)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from patchssl.backbones.options import LoadOptions
@@ -50,19 +51,48 @@ def load_run(spec: ModelSpec, path: Path, options: LoadOptions) -> Backbone:
     model, image_px = _architecture(content, path)
     with fresh_weights(options.seed):
         network = build_vit(model, image_px)
-    attention: Any = network.blocks[0].attn
     load = None if spec.random else _fill(network, content[checkpoint_key], path, options)
+    return run_backbone(
+        network,
+        model,
+        image_px,
+        spec=spec.text,
+        checkpoint_key=None if spec.random else checkpoint_key,
+        load=load,
+    )
+
+
+def run_backbone(
+    network: VisionTransformer,
+    model: ModelConfig,
+    image_px: int,
+    *,
+    spec: str,
+    checkpoint_key: str | None,
+    load: LoadReport | None = None,
+) -> Backbone:
+    """A network of one of our runs as every evaluation takes it; it is frozen.
+
+    Args:
+        network: as `build_vit` makes it.
+        model: what it was built from.
+        image_px: side of a global view.
+        spec: of the Backbone.
+        checkpoint_key: of the Backbone.
+        load: of the Backbone.
+    """
+    attention: Any = network.blocks[0].attn
     return Backbone.of(
         network,
         ViTReader(),
-        spec=spec.text,
+        spec=spec,
         family=FAMILY,
         arch=model.arch,
         dim=network.embed_dim,
         patch_px=model.patch_px,
         preprocess=Preprocess(image_px=image_px, resize_px=int(image_px / model.crop_fraction)),
         pooling=model.pooling,
-        checkpoint_key=None if spec.random else checkpoint_key,
+        checkpoint_key=checkpoint_key,
         num_heads=attention.num_heads,
         num_registers=network.num_reg_tokens,
         positions="timm",

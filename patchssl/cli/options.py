@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import click
 
+from patchssl.environment import usable_cores
 from patchssl.errors import ConfigError
 from patchssl.launch import launched
 
@@ -157,9 +158,8 @@ def usable_workers(*, shared: bool = False) -> int:
     Args:
         shared: those of a host are shared among its processes, of torchrun or srun.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     started = launched() if shared else None
-    return min(max(1, cores // (started.local_size if started else 1)), _MOST_WORKERS)
+    return min(max(1, usable_cores() // (started.local_size if started else 1)), _MOST_WORKERS)
 
 
 def resolve_device(name: str) -> str:

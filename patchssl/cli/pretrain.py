@@ -3,6 +3,7 @@
 import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from patchssl.cli.progress import training_progress
 if TYPE_CHECKING:
     from patchssl.config import Config
     from patchssl.data.images import ImageSource
+    from patchssl.evaluate.online_knn import OnlineKnn
     from patchssl.resumable import Hardware
     from patchssl.run_folder import Start
     from patchssl.student_teacher import StudentTeacher
@@ -70,6 +72,17 @@ logger = logging.getLogger(__name__)
 @click.option(
     "--max-bad-fraction", type=click.FloatRange(0, 1), help="Unreadable images above this fraction are an error."
 )
+@click.option(
+    "--knn-data",
+    metavar="DATA",
+    help="Measure the teacher by k-NN as it is trained, on some images of labelled DATA as `eval knn` takes it.",
+)
+@click.option(
+    "--tensorboard/--no-tensorboard",
+    default=None,
+    show_default="from the configuration",
+    help="Write the metrics for TensorBoard as well, into RUN/tensorboard.",
+)
 @device_option(default=None)
 @precision_option(default=None)
 @workers_option(configured=True)
@@ -88,6 +101,8 @@ def pretrain(
     auto_resume: bool,
     overwrite: bool,
     max_bad_fraction: float | None,
+    knn_data: str | None,
+    tensorboard: bool | None,
     device: str | None,
     precision: str | None,
     workers: int | None,
@@ -105,6 +120,7 @@ def pretrain(
     patchssl pretrain cifar10/train --output runs/c10 --resume
     patchssl pretrain photos --output runs/more --init runs/photos --config runs/photos/config.yaml --init-heads
     patchssl pretrain photos --output runs/dino --init dino_deitsmall16_pretrain.pth
+    patchssl pretrain cifar10/train --output runs/c10 --knn-data cifar10 --tensorboard
     torchrun --nproc-per-node 8 -m patchssl pretrain photos --output runs/photos --batch-size 1024
     srun --ntasks-per-node 8 --gpus-per-node 8 --kill-on-bad-exit patchssl pretrain photos --output runs/photos
 
@@ -131,6 +147,7 @@ def pretrain(
         "train.seed": seed,
         "data.max_bad_fraction": max_bad_fraction,
         "model.init_heads": init_heads,
+        "log.tensorboard": tensorboard,
     }
     given = [f"{name}={value}" for name, value in options.items() if value is not None]
     with stop_by_signal() as wish:
@@ -142,9 +159,10 @@ def pretrain(
             from patchssl.recipes import load_config
             from patchssl.run_folder import holds_run
 
-            if init is not None:
-                # Any text, which as it stands could mean something else in YAML.
-                given.append(f"model.init={yaml.safe_dump(init)}")
+            for name, text in (("model.init", init), ("log.knn_data", knn_data)):
+                if text is not None:
+                    # Any text, which as it stands could mean something else in YAML.
+                    given.append(f"{name}={yaml.safe_dump(text)}")
             with failing_together():
                 resume = resume or (auto_resume and holds_run(output))
                 if resume and source is None and (output / "config.yaml").is_file():
@@ -187,6 +205,7 @@ def run_training(
                 stop_requested=wish,
                 unless_stopped=wish.unless_stopped,
                 on_step=on_step,
+                measure=None if ready.online_knn is None else partial(ready.online_knn, stop_requested=wish),
             )
         if done < ready.num_steps:
             logger.info("stopped after step %d of %d; go on with --resume", done, ready.num_steps)
@@ -203,6 +222,7 @@ class _Ready:
     device: str
     workers: int
     num_steps: int
+    online_knn: "OnlineKnn | None"
 
 
 def _begin(
@@ -228,6 +248,7 @@ def _begin(
     device = own_device(hardware.device)
     with failing_together():
         changes = start.check(config, images.ids, hardware)
+        online_knn = _watching(config, device=device)
         torch.manual_seed(config.train.seed)
         networks = StudentTeacher(config)
         initial = initialise(networks, seed=config.train.seed) if start.checkpoint is None else None
@@ -244,7 +265,8 @@ def _begin(
         change.log()
     if initial is not None:
         initial.log()
-    ready = _Ready(networks, hardware, device, _workers(config, hardware), config.train.num_steps(len(images)))
+    num_steps = config.train.num_steps(len(images))
+    ready = _Ready(networks, hardware, device, _workers(config, hardware), num_steps, online_knn)
     logger.info(
         "%d images of %s; %d steps of %d; %s in %s, %d loader processes; run folder %s",
         len(images),
@@ -256,7 +278,23 @@ def _begin(
         ready.workers,
         output,
     )
+    if online_knn is not None:
+        with failing_together():
+            online_knn.read(num_workers=ready.workers)
     return ready
+
+
+def _watching(config: "Config", *, device: str) -> "OnlineKnn | None":
+    """What the run is to be watched with besides its own lines; nothing is written yet."""
+    if config.log.tensorboard:
+        from patchssl.event_file import check_tensorboard
+
+        check_tensorboard()
+    if config.log.knn_data is None:
+        return None
+    from patchssl.evaluate.online_knn import OnlineKnn
+
+    return OnlineKnn(config, device=device)
 
 
 def _find_start(output: Path, *, resume: bool, overwrite: bool, stack: ExitStack) -> "Start":

@@ -37,7 +37,7 @@ class CropBatch:
 def read_crops(
     source: ImageSource,
     crop: Callable[[Image.Image], Tensor],
-    batches: Sequence[range],
+    batches: Sequence[Sequence[int]],
     *,
     num_workers: int,
     pin_memory: bool,
@@ -69,7 +69,7 @@ class _Batches(Dataset[CropBatch]):
     def __init__(self, source: ImageSource, crop: Callable[[Image.Image], Tensor]) -> None:
         self.source, self.crop = source, crop
 
-    def __getitem__(self, places: range) -> CropBatch:
+    def __getitem__(self, places: Sequence[int]) -> CropBatch:
         indices: list[int] = []
         crops: list[Tensor] = []
         unreadable: list[tuple[int, str, str]] = []
