@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -153,7 +153,8 @@ class Trainer:
                         part=1 / num_parts,
                     )
                 self.fabric.backward(part.total)
-                parts.append(part)
+                # A loss that is kept keeps its graph, and with it the gradient of all prototypes.
+                parts.append(replace(part, total=part.total.detach()))
         num_patch_pairs = int(num_pairs[1].sum()) if len(num_pairs) > 1 else 0
         return LossTerms.of(parts, num_patch_pairs, answer)
 
