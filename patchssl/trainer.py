@@ -11,7 +11,7 @@ from lightning_fabric.plugins.precision import MixedPrecision, Precision
 from torch import Tensor
 
 from patchssl.augmentation import prepare_views, view_settings
-from patchssl.backbones.vit import recompute_activations, use_plain_attention
+from patchssl.backbones.vit import recompute_activations, recompute_blocks, use_plain_attention
 from patchssl.planning import plan, total_pairs
 from patchssl.step_values import StepValues
 from patchssl.structs import BatchViews, SampleKeys, ViewGroup
@@ -104,6 +104,8 @@ class Trainer:
             for network in (networks.student, networks.teacher):
                 use_plain_attention(network.backbone)
         recompute_activations(networks.student.backbone)
+        if self.config.train.checkpoint_activations:
+            recompute_blocks(networks.student.backbone)
         decayed, free = weight_decay_groups(networks.student)
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, fused=device != "mps")

@@ -7,7 +7,8 @@ import timm
 from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn
+from torch.utils.checkpoint import checkpoint
 
 from patchssl.config import ModelConfig
 from patchssl.errors import ConfigError
@@ -147,6 +148,23 @@ def recompute_activations(network: VisionTransformer) -> None:
         # Other kinds of MLP, and those with dropout or a norm between, stay as they are.
         if type(module) is Mlp and not module.drop1.p and isinstance(module.norm, nn.Identity):
             module.forward = MethodType(_lean_mlp, module)  # type: ignore[method-assign]
+
+
+def recompute_blocks(network: VisionTransformer) -> None:
+    """Keep the input of each block for the backward pass, and compute what is inside again, one block at a time.
+
+    Numbers stay as they are, to the last bit; a step takes about a third longer (Chen et al., 2016).
+    """
+    for block in network.blocks:
+        block.forward = MethodType(_recomputed_block, block)
+
+
+def _recomputed_block(block: nn.Module, tokens: Tensor) -> Tensor:
+    again = MethodType(type(block).forward, block)
+    if not (is_grad_enabled() and tokens.requires_grad):
+        return again(tokens)
+    result: Tensor = checkpoint(again, tokens, use_reentrant=False)
+    return result
 
 
 def _lean_mlp(module: Mlp, tokens: Tensor) -> Tensor:

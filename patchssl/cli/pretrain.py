@@ -10,6 +10,7 @@ from patchssl.cli.logs import configure_logging, log_file
 from patchssl.cli.options import (
     batch_size_option,
     device_option,
+    format_option,
     precision_option,
     quiet_option,
     resolve_device,
@@ -57,6 +58,13 @@ if TYPE_CHECKING:
 @click.option(
     "--max-bad-fraction", type=click.FloatRange(0, 1), help="Unreadable images above this fraction are an error."
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Train nothing and write nothing: print sizes and an estimate of the memory, and what to change if there is too "
+    "little of it. Exit code 1 if it does not fit.",
+)
+@format_option()
 @device_option(default=None)
 @precision_option(default=None)
 @workers_option(configured=True)
@@ -73,6 +81,8 @@ def pretrain(
     resume: bool,
     overwrite: bool,
     max_bad_fraction: float | None,
+    dry_run: bool,
+    output_format: str,
     device: str | None,
     precision: str | None,
     workers: int | None,
@@ -90,6 +100,7 @@ def pretrain(
     patchssl pretrain cifar10/train --output runs/c10 --resume
     patchssl pretrain photos --output runs/more --init runs/photos --config runs/photos/config.yaml --init-heads
     patchssl pretrain photos --output runs/dino --init dino_deitsmall16_pretrain.pth
+    patchssl pretrain photos --output runs/large --set model.arch=vit_large_patch16_224 --dry-run
 
     Ctrl-C and SIGTERM save a checkpoint after the current step; --resume goes on exactly there.
     """  # noqa: D301 - the backslash is Click's mark for text that keeps its lines
@@ -123,6 +134,11 @@ def pretrain(
     from patchssl.data.sources import open_unlabelled
 
     images = open_unlabelled(data, apply_exif=config.data.exif_orientation)
+    if dry_run:
+        from patchssl.cli.dry_run import print_plan
+
+        print_plan(config, images, output_format)
+        return
     run_training(config, images, output, resume=resume, overwrite=overwrite, quiet=quiet)
 
 
@@ -134,6 +150,7 @@ def run_training(
 
     import torch
 
+    from patchssl.cli.memory_report import report_memory, setting_of
     from patchssl.derived import derive
     from patchssl.pretrain import default_precision
     from patchssl.pretrain import pretrain as train
@@ -147,6 +164,9 @@ def run_training(
     if workers is None:
         # On the CPU alone, training fills the cores; a single process that reads ahead is what it can spare.
         workers = 1 if device == "cpu" else usable_workers()
+    memory = report_memory(
+        config, setting_of(images, device=device, precision=precision, workers=workers, num_processes=1)
+    )
     torch.manual_seed(config.train.seed)
     networks = StudentTeacher(config)
     initial = _prepare(networks, output, device=device, resume=resume, overwrite=overwrite)
@@ -168,7 +188,8 @@ def run_training(
             workers,
             output,
         )
-        with stop_by_signal() as wish, training_progress(quiet=quiet) as on_step:
+        memory.log()
+        with memory.explaining(output), stop_by_signal() as wish, training_progress(quiet=quiet) as on_step:
             done = train(
                 networks,
                 images,
