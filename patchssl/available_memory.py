@@ -81,10 +81,10 @@ def _groups(root: Path) -> Iterator[tuple[Path, str, str, str]]:
         _, controllers, path = line.split(":", 2)
         if not controllers:
             names = ("memory.max", "memory.current", "inactive_file")
-            tops = (root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified")
+            tops = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
         elif "memory" in controllers.split(","):
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            tops = (root / "sys/fs/cgroup/memory",)
+            tops = [root / "sys/fs/cgroup/memory"]
         else:
             continue
         for top in tops:
@@ -100,9 +100,9 @@ def _table(path: Path, unit: int = _KIB) -> dict[str, int]:
     """Names and numbers of a file of such lines."""
     found = {}
     for line in (_text(path) or "").splitlines():
-        name, number = (line.replace(":", " ").split() + ["", ""])[:2]
-        if number.isdigit():
-            found[name] = int(number) * unit
+        name, *numbers = line.replace(":", " ").split() or [""]
+        if numbers and numbers[0].isdigit():
+            found[name] = int(numbers[0]) * unit
     return found
 
 

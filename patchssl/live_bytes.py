@@ -27,7 +27,7 @@ class LiveBytes(TorchDispatchMode):
             apart: tensors that were there before; neither they nor views of them are counted.
             small_bytes: the size below which storages are small.
         """
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = self.small_at_peak = 0
         self._small, self._small_bytes = 0, small_bytes
         # Of storages, the same memory comes back as another object; its address stays until it is freed.

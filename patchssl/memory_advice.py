@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from patchssl.config import Config, TrainConfig
@@ -34,7 +35,7 @@ class Advice:
 def remembering() -> Tracer:
     """A `trace` that goes each way once."""
 
-    @functools.lru_cache(maxsize=None)
+    @functools.cache
     def traced(config: Config, num_images: int, device: str, precision: str) -> Trace:
         return trace(config, num_images, device=device, precision=precision)
 
@@ -66,8 +67,8 @@ class Advisor:
         self._now = self._bytes(config, setting)
 
     def advice(self) -> Iterator[Advice]:
-        """All that saves something, cheapest first: what changes rounding or time only comes before what changes more."""
-        found = [*self._same_training(), *self._more_processes(), *self._other_training()]
+        """All that saves something: what changes rounding or time only, then what changes more."""
+        found = chain(self._same_training(), self._more_processes(), self._other_training())
         for name, cost, config, setting in found:
             result = estimate(config, setting, tracer=self._tracer)
             if result.on_device <= (1 - _LEAST_SAVED) * self._now:

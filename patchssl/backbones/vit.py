@@ -1,5 +1,6 @@
 """Vision Transformers of our own runs: timm networks whose tokens are read without a head."""
 
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -160,7 +161,7 @@ def recompute_blocks(network: VisionTransformer) -> None:
 
 
 def _recomputed_block(block: nn.Module, tokens: Tensor) -> Tensor:
-    again = MethodType(type(block).forward, block)
+    again: Callable[[Tensor], Tensor] = MethodType(type(block).forward, block)
     if not (is_grad_enabled() and tokens.requires_grad):
         return again(tokens)
     result: Tensor = checkpoint(again, tokens, use_reentrant=False)

@@ -152,7 +152,9 @@ def _memory_lines(memory: MemoryReport) -> list[tuple[str, str, str]]:
     from patchssl.memory import PARTS
 
     estimate = memory.estimate
-    each = f"; {estimate.activations / estimate.num_images / (1 << 20):.1f} MiB an image, {estimate.num_images} in flight"
+    each = (
+        f"; {estimate.activations / estimate.num_images / (1 << 20):.1f} MiB an image, {estimate.num_images} in flight"
+    )
     more = {"activations": each}
     lines = [(name, gib(num), PARTS[name] + more.get(name, "")) for name, num in estimate.parts().items()]
     of_all = "" if memory.num_local == 1 else f", {memory.num_local} processes"

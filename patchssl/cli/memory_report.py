@@ -76,7 +76,9 @@ class MemoryReport:
             line += f" of {gib(self.device.num_bytes)} GiB ({self.device.limit})"
         if where == "cuda" and self.host is not None:
             line += f", and {gib(self.estimate.on_host * self.num_local)} of {gib(self.host.num_bytes)} GiB on the host"
-        found = [f"{each.change} takes {gib(each.estimate.on_device)} GiB" for each in self.advice(num_advice, most_bytes)]
+        found = [
+            f"{each.change} takes {gib(each.estimate.on_device)} GiB" for each in self.advice(num_advice, most_bytes)
+        ]
         return f"{line}; {', '.join(found)}" if found else line
 
     def advice(self, num: int | None = None, most_bytes: int | None = None) -> "list[Advice]":

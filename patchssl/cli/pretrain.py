@@ -61,8 +61,8 @@ if TYPE_CHECKING:
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Train nothing and write nothing: print sizes and an estimate of the memory, and what to change if there is too "
-    "little of it. Exit code 1 if it does not fit.",
+    help="Train nothing and write nothing: print sizes and an estimate of the memory, and what to change if there is "
+    "too little of it. Exit code 1 if it does not fit.",
 )
 @format_option()
 @device_option(default=None)

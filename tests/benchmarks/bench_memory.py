@@ -1,6 +1,6 @@
 """The estimate of memory beside the measured peak of processes that train with those configurations.
 
-    python tests/benchmarks/bench_memory.py [--steps N] [NAME ...]
+python tests/benchmarks/bench_memory.py [--steps N] [NAME ...]
 """
 
 import argparse
@@ -51,7 +51,7 @@ def compare(name: str, num_steps: int, data: Path) -> float:
         planned = subprocess.run([*command, "--dry-run", "--format", "json"], stdout=subprocess.PIPE, check=True)
         measured = _peak_bytes(command) / 2**30
     memory = json.loads(planned.stdout)["memory"]
-    parts = {part: num / 2**30 for part, num in memory["parts_bytes"].items()}
+    parts: dict[str, float] = {part: num / 2**30 for part, num in memory["parts_bytes"].items()}
     estimated = sum(parts.values())
     apart = (estimated - parts["process"]) / (measured - parts["process"])
     print(
@@ -81,7 +81,9 @@ def draw(folder: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare what was chosen and tell whether all are near enough."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="*", default=list(CONFIGURATIONS), metavar="NAME", help=", ".join(CONFIGURATIONS))
+    parser.add_argument(
+        "names", nargs="*", default=list(CONFIGURATIONS), metavar="NAME", help=", ".join(CONFIGURATIONS)
+    )
     parser.add_argument("--steps", type=int, default=4)
     chosen = parser.parse_args(arguments)
     print(f"{'GiB':20}{'estimate':>9}{'measured':>9}{'ratio':>8}{'without process':>8}")
