@@ -34,6 +34,12 @@ class LiveBytes(TorchDispatchMode):
         self._kept = [tensor.untyped_storage() for tensor in apart]
         self._known: dict[int, weakref.ref[UntypedStorage] | None] = {storage._cdata: None for storage in self._kept}
 
+    def restart(self) -> tuple[int, int]:
+        """The peak and what was small at it; those of what follows are counted anew."""
+        found = self.peak, self.small_at_peak
+        self.peak, self.small_at_peak = self.now, self._small
+        return found
+
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],

@@ -130,10 +130,10 @@ class Advisor:
         return parts[low]
 
     def _largest_batch(self) -> int:
-        """The largest batch that fits, or the smallest that there is.
+        """The largest batch that is sure to fit, or the smallest that there is.
 
-        In the number of images the peak is the largest of several straight lines, so that it lies below the line
-        through two of its points.
+        Most parts grow along straight lines, so the line through two points is a good guess; what is on the heap of the
+        C library goes its own way.
         """
         train, num_processes = self.config.train, self.setting.num_processes
         unit = train.accumulate * num_processes
@@ -142,7 +142,10 @@ class Advisor:
         if least >= self.most_bytes or most <= 1:
             return min(unit, train.batch_size)
         slope = (self._now - least) / (most - 1)
-        return unit * max(1, min(most, 1 + int((self.most_bytes - least) / slope)))
+        guess = max(1, min(most, 1 + int((self.most_bytes - least) / slope)))
+        while guess > 1 and self._bytes(_with(self.config, batch_size=unit * guess), self.setting) > self.most_bytes:
+            guess = int(0.9 * guess)
+        return unit * guess
 
     def _bytes(self, config: Config, setting: Setting) -> int:
         return estimate(config, setting, tracer=self._tracer).on_device

@@ -1,13 +1,13 @@
 """What a part of a batch needs on its way forward and back, found by going it with tensors that have no memory."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.overrides import TorchFunctionMode
 
 from patchssl.backbones.vit import recompute_activations, recompute_blocks, use_plain_attention
 from patchssl.config import Config
@@ -20,6 +20,8 @@ from patchssl.workspace import MIB, Workspace
 
 # The C library of Linux hands out blocks below this from its heap, others by themselves (mallopt(3), M_MMAP_THRESHOLD).
 _HEAP_BYTES = 32 * MIB
+_DEPTHS = (3, 2)
+_FILLING = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
 _TEMPERATURE = 1.0  # of no meaning: no number is computed
 
 
@@ -45,7 +47,7 @@ class Trace:
 
 def network_without_memory(config: Config) -> Network:
     """A network on the meta device, whose weights have shapes and no numbers."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         return Network(config, drop_path=config.model.drop_path)
 
 
@@ -58,12 +60,60 @@ def trace(config: Config, num_images: int, *, device: str, precision: str) -> Tr
     itself while it runs, outside PyTorch's tensors, is not seen. Tensors pretend to be on the CPU whatever the device,
     because others would have to be there: what autocast keeps in float32 is nearly the same on all.
 
+    All blocks being alike, networks of two and of three of them are traced, and deeper ones lie on the straight line
+    through these. While the backward pass goes through the blocks, each takes its activations away and leaves its
+    gradients behind: the most is alive in the last block or in the first one, each of which has a line of its own.
+
     Args:
         config: of the run.
         num_images: of the part.
         device: cpu, cuda or mps.
         precision: fp32 or bf16.
     """
+    depth = len(network_without_memory(config).backbone.blocks)
+    rows = _rows(config, num_images, precision)
+    deep, shallow = (_go(_cut_to(config, min(depth, num)), num_images, rows, device, precision) for num in _DEPTHS)
+    more = max(0, depth - max(_DEPTHS))
+
+    def at_depth(of_deep: int, of_shallow: int) -> int:
+        return of_deep + more * (of_deep - of_shallow)
+
+    peak, on_heap = max(
+        (at_depth(one[0], other[0]), at_depth(one[1], other[1]))
+        for one, other in zip(deep.windows, shallow.windows, strict=True)
+    )
+    return Trace(
+        activations=at_depth(deep.activations, shallow.activations),
+        workspace=deep.workspace,
+        gradients=at_depth(deep.gradients, shallow.gradients),
+        peak=peak,
+        on_heap=on_heap,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    """What was found on the way through a shallow network.
+
+    Attributes:
+        activations: as in Trace.
+        workspace: as in Trace.
+        gradients: as in Trace.
+        windows: the most that is alive, and what of it is on the heap: before the backward pass comes to a block, and
+            for each group of views in the last block and in the first one.
+    """
+
+    activations: int
+    workspace: int
+    gradients: int
+    windows: tuple[tuple[int, int], ...]
+
+
+def _cut_to(config: Config, depth: int) -> Config:
+    return config.model_copy(update={"model": config.model.model_copy(update={"depth": depth})})
+
+
+def _go(config: Config, num_images: int, rows: PartRows, device: str, precision: str) -> _Gone:
     student = network_without_memory(config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         student.to_empty(device="cpu").train()
@@ -72,13 +122,13 @@ def trace(config: Config, num_images: int, *, device: str, precision: str) -> Tr
         recompute_activations(student.backbone)
         if config.train.checkpoint_activations:
             recompute_blocks(student.backbone)
-        views = config.views
-        sizes = ((views.num_global, views.global_size), (views.num_local, views.local_size))
-        pixels = [torch.empty(num_images * num, 3, side, side) for num, side in sizes if num]
-        return _go(config, num_images, student, pixels, precision)
+        return _forward_and_back(config, num_images, rows, student, precision)
 
 
-def _go(config: Config, num_images: int, student: Network, pixels: list[Tensor], precision: str) -> Trace:
+def _forward_and_back(config: Config, num_images: int, rows: PartRows, student: Network, precision: str) -> _Gone:
+    views = config.views
+    sizes = ((views.num_global, views.global_size), (views.num_local, views.local_size))
+    pixels = [torch.empty(num_images * num, 3, side, side) for num, side in sizes if num]
     trained = [weight for weight in student.parameters() if weight.requires_grad]
     if config.train.accumulate > 1:
         for weight in trained:
@@ -87,8 +137,9 @@ def _go(config: Config, num_images: int, student: Network, pixels: list[Tensor],
     answer = _answer(config, num_images, precision)
     theirs = [part for kind in answer.kinds().values() for part in (kind.rows, kind.prototypes)]
     workspace = Workspace(config.loss.chunk_mib * MIB)
-    rows = _rows(config, num_images, answer, workspace)
+    windows: list[tuple[int, int]] = []
     with LiveBytes([*student.parameters(), *before, *theirs, *pixels], small_bytes=_HEAP_BYTES) as live:
+        _tell_blocks(student, lambda: windows.append(live.restart()))
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             kept = None if rows.kept is None else [torch.empty(num, dtype=torch.int64) for num in rows.kept]
             projected = Projected.of(student(pixels, kept))
@@ -96,9 +147,28 @@ def _go(config: Config, num_images: int, student: Network, pixels: list[Tensor],
             loss = _loss(config, projected, answer, rows, workspace)
         del projected, kept
         loss.backward()
+        windows.append(live.restart())
+    there = sum(gradient.nbytes for gradient in before)
     gradients = sum(weight.grad.nbytes for weight in trained if weight.grad is not None)
-    peak = live.peak + sum(gradient.nbytes for gradient in before)
-    return Trace(activations, workspace.held_bytes, gradients, peak, live.small_at_peak)
+    found = _ends(windows, len(student.backbone.blocks))
+    return _Gone(activations, workspace.held_bytes, gradients, tuple((peak + there, small) for peak, small in found))
+
+
+def _tell_blocks(student: Network, tell: Callable[[], None]) -> None:
+    """Call a function whenever the backward pass comes to a block."""
+
+    def passed(block: nn.Module, inputs: object, output: Tensor) -> None:
+        output.register_hook(lambda gradient: tell())
+
+    for block in student.backbone.blocks:
+        block.register_forward_hook(passed)
+
+
+def _ends(windows: Sequence[tuple[int, int]], depth: int) -> list[tuple[int, int]]:
+    """The window before the first block, and of each pass through the blocks the first and the last one."""
+    first, *blocks = windows
+    ends = [blocks[start + place] for start in range(0, len(blocks), depth) for place in (0, depth - 1)]
+    return [first, *ends]
 
 
 def _answer(config: Config, num_images: int, precision: str) -> Projected:
@@ -118,11 +188,14 @@ def _answer(config: Config, num_images: int, precision: str) -> Projected:
     )
 
 
-def _rows(config: Config, num_images: int, answer: Projected, workspace: Workspace) -> PartRows:
-    max_rows = {kind: num_chunk_rows(theirs.prototypes, workspace) for kind, theirs in answer.kinds().items()}
-    # Boxes are drawn and paired in earnest: what is kept depends on them.
-    with _in_earnest():
-        return part_rows(config, num_images, max_rows)
+def _rows(config: Config, num_images: int, precision: str) -> PartRows:
+    """Boxes are drawn and paired in earnest: what is kept depends on them."""
+    workspace = Workspace(config.loss.chunk_mib * MIB)
+    with torch.device("meta"):
+        kinds = _answer(config, num_images, precision).kinds()
+    return part_rows(
+        config, num_images, {kind: num_chunk_rows(theirs.prototypes, workspace) for kind, theirs in kinds.items()}
+    )
 
 
 def _loss(config: Config, student: Projected, teacher: Projected, rows: PartRows, workspace: Workspace) -> Tensor:
@@ -147,8 +220,20 @@ def _num_patches(config: Config) -> int:
     return side * side
 
 
-@contextmanager
-def _in_earnest() -> Iterator[None]:
-    """Leave the mode that pretends for the block."""
-    with _disable_current_modes():
-        yield
+class _Unfilled(TorchFunctionMode):
+    """Leaves weights on the meta device as they are: drawing no numbers takes time, too."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run all but operations that fill."""
+        named = kwargs or {}
+        # Functions of torch.nn.init hand themselves on by the names of their arguments.
+        filled = args[0] if args else named.get("tensor")
+        if getattr(func, "__name__", "") in _FILLING and isinstance(filled, Tensor) and filled.is_meta:
+            return filled
+        return func(*args, **named)
