@@ -143,8 +143,8 @@ def warmup_fraction(num_steps: int, steps_per_epoch: float) -> DerivedValue:
 def _width(config: Config) -> int:
     if config.model.width is not None:
         return config.model.width
-    # What is drawn for weights that nobody uses must not change those of the run.
-    with torch.random.fork_rng(devices=[]):
+    # Without memory or random numbers: what is drawn for weights that nobody uses would change those of the run.
+    with torch.device("meta"):
         return build_vit(config.model, config.views.global_size).num_features
 
 

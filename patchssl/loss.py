@@ -49,11 +49,37 @@ def paired_cross_entropy(
         A scalar, in at least float32; 0 (with zero gradients) without pairs. It has no second derivatives.
     """
     workspace = workspace or Workspace()
-    num_chunk_rows = workspace.max_rows(student.prototypes) - 2 * block_rows(student.prototypes, workspace)
-    device = student.rows.device
+    chunks = cut(pairs, weights, num_chunk_rows(student.prototypes, workspace))
+    return chunked_cross_entropy(
+        student,
+        teacher,
+        chunks,
+        center=center,
+        student_temperature=student_temperature,
+        teacher_temperature=teacher_temperature,
+        workspace=workspace,
+    )
+
+
+def num_chunk_rows(prototypes: Tensor, workspace: Workspace) -> int:
+    """How many rows of student and teacher a chunk may have; the rest of the workspace is for blocks of them."""
+    return workspace.max_rows(prototypes) - 2 * block_rows(prototypes, workspace)
+
+
+def chunked_cross_entropy(
+    student: Projections,
+    teacher: Projections,
+    chunks: Sequence[Chunk],
+    *,
+    center: Tensor,
+    student_temperature: float,
+    teacher_temperature: float,
+    workspace: Workspace,
+) -> Tensor:
+    """`paired_cross_entropy` of pairs that are cut already, into chunks on any device."""
     problem = _Problem(
         Targets.of(teacher, center=center, temperature=teacher_temperature),
-        [chunk.to(device) for chunk in cut(pairs, weights, num_chunk_rows)],
+        [chunk.to(student.rows.device) for chunk in chunks],
         student_temperature,
         workspace,
         with_gradients=torch.is_grad_enabled(),

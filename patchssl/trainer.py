@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -161,7 +161,8 @@ class Trainer:
                     )
                 # The gradients of processes are averaged, and their losses are shares of a sum.
                 self.fabric.backward(part.total * ranks.world_size())
-                parts.append(part)
+                # A loss that is kept keeps its graph, and with it the gradient of all prototypes.
+                parts.append(replace(part, total=part.total.detach()))
         num_patch_pairs = int(num_pairs[1].sum()) if len(num_pairs) > 1 else 0
         return LossTerms.of(parts, num_patch_pairs, answer)
 

@@ -28,25 +28,29 @@ class MultiCrop:
         Returns:
             The global and, unless there are none, the local views: pixels (B, V, 3, side, side) uint8.
         """
-        views = self.views
         sizes = torch.tensor([(image.height, image.width) for image in images])  # (B, 2)
-        groups = [self._group(images, keys, sizes, 0, views.num_global, views.global_size, views.global_scale)]
+        return [ViewGroup(self._pixels(images, boxes, side), boxes) for side, boxes in self.boxes(sizes, keys)]
+
+    def boxes(self, sizes: Tensor, keys: SampleKeys) -> list[tuple[int, Boxes]]:
+        """Draw where the views of images lie.
+
+        Args:
+            sizes: (B, 2) height and width, px.
+            keys: the B samples.
+
+        Returns:
+            For the global and, unless there are none, the local views: their side in px, and their boxes (B, V).
+        """
+        views = self.views
+        groups = [(views.global_size, self._boxes(sizes, keys, 0, views.num_global, views.global_scale))]
         if views.num_local:
-            groups.append(
-                self._group(images, keys, sizes, views.num_global, views.num_local, views.local_size, views.local_scale)
-            )
+            local = self._boxes(sizes, keys, views.num_global, views.num_local, views.local_scale)
+            groups.append((views.local_size, local))
         return groups
 
-    def _group(
-        self,
-        images: list[Image.Image],
-        keys: SampleKeys,
-        sizes: Tensor,
-        first_view: int,
-        num_views: int,
-        side: int,
-        scale: tuple[float, float],
-    ) -> ViewGroup:
+    def _boxes(
+        self, sizes: Tensor, keys: SampleKeys, first_view: int, num_views: int, scale: tuple[float, float]
+    ) -> Boxes:
         drawn_for = keys.first() if self.views.shared_geometry else keys
         numbers = torch.stack(
             [
@@ -57,13 +61,19 @@ class MultiCrop:
         )  # (B, V, numbers)
         height, width = sizes[:, None, 0].expand(-1, num_views), sizes[:, None, 1].expand(-1, num_views)
         corners = draw_boxes(numbers[..., :-1], height, width, scale=scale, ratio=self.views.ratio)
-        flipped = numbers[..., -1] < self.views.flip_probability
-        pixels = np.empty((len(images), num_views, side, side, 3), dtype=np.uint8)
+        return Boxes(corners, numbers[..., -1] < self.views.flip_probability)
+
+    @staticmethod
+    def _pixels(images: list[Image.Image], boxes: Boxes, side: int) -> Tensor:
+        """(B, V, 3, side, side) uint8."""
+        pixels = np.empty((*boxes.flipped.shape, side, side, 3), dtype=np.uint8)
         for row, image in enumerate(images):
-            for view in range(num_views):
-                pixels[row, view] = crop(image, corners[row, view].tolist(), side, flip=bool(flipped[row, view]))
+            for view, (corners, flip) in enumerate(
+                zip(boxes.corners[row].tolist(), boxes.flipped[row].tolist(), strict=True)
+            ):
+                pixels[row, view] = crop(image, corners, side, flip=flip)
         # (B, V, side, side, 3) -> (B, V, 3, side, side)
-        return ViewGroup(torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).contiguous(), Boxes(corners, flipped))
+        return torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).contiguous()
 
 
 def crop(

@@ -38,6 +38,11 @@ class Workspace:
             self._blocks[key] = torch.empty(num, dtype=key[1], device=key[2])
         return self._blocks[key][:num].view(shape)
 
+    @property
+    def held_bytes(self) -> int:
+        """All that it holds by now."""
+        return sum(block.nbytes for block in self._blocks.values())
+
     def max_rows(self, like: Tensor) -> int:
         """How many rows of logits for the prototypes (K, d) fit, at least 16."""
         return max(16, self.num_bytes // (like.element_size() * len(like)))

@@ -17,7 +17,7 @@ def describe(error: BaseException) -> str:
             "torch beside a CUDA torchvision; install both again in one command from one index: "
             "pip install --force-reinstall torch torchvision"
         )
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return (
             f"out of memory ({message or type(error).__name__}); take a smaller --batch-size, fewer --workers, "
             "smaller images or a smaller model"
@@ -27,14 +27,15 @@ def describe(error: BaseException) -> str:
 
 def is_unforeseen(error: BaseException) -> bool:
     """Whether nothing is known about an exception, so that only its traceback can tell more."""
-    return not (isinstance(error, PatchsslError) or _is_broken_torchvision(error) or _is_out_of_memory(error))
+    return not (isinstance(error, PatchsslError) or _is_broken_torchvision(error) or is_out_of_memory(error))
 
 
 def _is_broken_torchvision(error: BaseException) -> bool:
     return any(_TORCHVISION_BROKEN in str(link) for link in _chain(error))
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that there is no memory left, on the host or a device."""
     # Torch's own class cannot be named here without importing torch; on CPU and MPS it is a plain RuntimeError.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True

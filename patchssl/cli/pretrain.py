@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from patchssl.cli.hardware import hardware_of, num_local_processes, workers_of
 from patchssl.cli.interrupts import StopWish, stop_by_signal
 from patchssl.cli.logs import configure_logging, log_file
+from patchssl.cli.memory_report import MemoryReport, report_memory, setting_of
 from patchssl.cli.options import (
     batch_size_option,
     device_option,
+    format_option,
     own_device,
     precision_option,
     quiet_option,
-    resolve_device,
     seed_option,
-    usable_workers,
     workers_option,
 )
 from patchssl.cli.processes import training_process
@@ -83,6 +84,13 @@ logger = logging.getLogger(__name__)
     show_default="from the configuration",
     help="Write the metrics for TensorBoard as well, into RUN/tensorboard.",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Train nothing and write nothing: print sizes and an estimate of the memory, and what to change if there is "
+    "too little of it. Exit code 1 if it does not fit.",
+)
+@format_option()
 @device_option(default=None)
 @precision_option(default=None)
 @workers_option(configured=True)
@@ -103,6 +111,8 @@ def pretrain(
     max_bad_fraction: float | None,
     knn_data: str | None,
     tensorboard: bool | None,
+    dry_run: bool,
+    output_format: str,
     device: str | None,
     precision: str | None,
     workers: int | None,
@@ -121,6 +131,7 @@ def pretrain(
     patchssl pretrain photos --output runs/more --init runs/photos --config runs/photos/config.yaml --init-heads
     patchssl pretrain photos --output runs/dino --init dino_deitsmall16_pretrain.pth
     patchssl pretrain cifar10/train --output runs/c10 --knn-data cifar10 --tensorboard
+    patchssl pretrain photos --output runs/large --set model.arch=vit_large_patch16_224 --dry-run
     torchrun --nproc-per-node 8 -m patchssl pretrain photos --output runs/photos --batch-size 1024
     srun --ntasks-per-node 8 --gpus-per-node 8 --kill-on-bad-exit patchssl pretrain photos --output runs/photos
 
@@ -169,6 +180,11 @@ def pretrain(
                     source = str(output / "config.yaml")
                 config = load_config(source, [*overrides, *given])
                 images = open_unlabelled(data, apply_exif=config.data.exif_orientation)
+            if dry_run:
+                from patchssl.cli.dry_run import print_plan
+
+                print_plan(config, images, output_format)
+                return
         run_training(config, images, output, resume=resume, overwrite=overwrite, quiet=quiet, wish=wish)
 
 
@@ -193,7 +209,7 @@ def run_training(
     with ExitStack() as stack:
         with wish.at_once():
             ready = _begin(config, images, output, resume=resume, overwrite=overwrite, stack=stack)
-        with training_progress(quiet=quiet or not is_main()) as on_step:
+        with ready.memory.explaining(output), training_progress(quiet=quiet or not is_main()) as on_step:
             done = train(
                 ready.networks,
                 images,
@@ -222,6 +238,7 @@ class _Ready:
     device: str
     workers: int
     num_steps: int
+    memory: MemoryReport
     online_knn: "OnlineKnn | None"
 
 
@@ -242,10 +259,12 @@ def _begin(
     with failing_together():
         derived = derive(start.with_open_values(config), len(images))
         config = derived.config
-        hardware = _hardware(config)
+        hardware = hardware_of(config)
         way = check_processes(config, hardware.device, world_size())
     check_alike(config, images, hardware.device)
-    device = own_device(hardware.device)
+    device, workers = own_device(hardware.device), workers_of(config, hardware)
+    # Before anything large is built, whose memory would be counted twice.
+    memory = report_memory(config, setting_of(images, hardware, workers=workers), num_local=num_local_processes())
     with failing_together():
         changes = start.check(config, images.ids, hardware)
         online_knn = _watching(config, device=device)
@@ -266,7 +285,7 @@ def _begin(
     if initial is not None:
         initial.log()
     num_steps = config.train.num_steps(len(images))
-    ready = _Ready(networks, hardware, device, _workers(config, hardware), num_steps, online_knn)
+    ready = _Ready(networks, hardware, device, workers, num_steps, memory, online_knn)
     logger.info(
         "%d images of %s; %d steps of %d; %s in %s, %d loader processes; run folder %s",
         len(images),
@@ -278,6 +297,7 @@ def _begin(
         ready.workers,
         output,
     )
+    memory.log()
     if online_knn is not None:
         with failing_together():
             online_knn.read(num_workers=ready.workers)
@@ -311,20 +331,3 @@ def _find_start(output: Path, *, resume: bool, overwrite: bool, stack: ExitStack
     found = from_main(start)
     assert found is not None
     return found
-
-
-def _hardware(config: "Config") -> "Hardware":
-    from patchssl.pretrain import default_precision
-    from patchssl.ranks import from_main, world_size
-    from patchssl.resumable import Hardware
-
-    device, wished = resolve_device(config.train.device), config.train.precision
-    precision = from_main(default_precision(device) if wished == "auto" else str(wished))
-    return Hardware(device, precision, world_size())
-
-
-def _workers(config: "Config", hardware: "Hardware") -> int:
-    if config.data.workers is not None:
-        return config.data.workers
-    # On the CPU alone, training fills the cores; a single process that reads ahead is what it can spare.
-    return 1 if hardware.device == "cpu" else usable_workers(shared=True)
