@@ -154,8 +154,8 @@ def test_factors_of_a_group_reach_its_views_and_no_others() -> None:
     factors = draw_factors([0.25, 0.25, 0.5, 0.5], groups_of(2, 2, 3), keys_of(0, 1), seed=0)
     assert factors is not None
     with torch.no_grad():
-        together = network(pixels, None, factors)[1]
-        alone = [network([images], None, [of_group])[1] for images, of_group in zip(pixels, factors, strict=True)]
+        together = network(pixels, None, factors)[2]
+        alone = [network([images], None, [of_group])[2] for images, of_group in zip(pixels, factors, strict=True)]
     torch.testing.assert_close(together, torch.cat(alone))
     everything = network(pixels, None, [torch.ones_like(of_group) for of_group in factors])[1]
     assert not torch.allclose(everything, together)

@@ -129,7 +129,7 @@ def _make_room(output: Path, parts: tuple[Path, ...], *, overwrite: bool) -> Non
 
 def _pretrain(images: Path, run: Path, *, seed: int, device: str, quiet: bool) -> None:
     from patchssl.cli.interrupts import stop_by_signal
-    from patchssl.cli.pretrain import run_training
+    from patchssl.cli.training import run_training
     from patchssl.data.sources import open_unlabelled
     from patchssl.recipes import load_config
 
