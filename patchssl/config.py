@@ -43,7 +43,9 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Reading images."""
 
-    workers: int | None = Field(None, ge=0, description="loader processes of each process; null: chosen from the number of cores")
+    workers: int | None = Field(
+        None, ge=0, description="loader processes, for each of several processes; null: chosen from the number of cores"
+    )
     max_bad_fraction: Fraction = Field(0.05, description="unreadable images above this fraction stop the run")
     exif_orientation: bool = Field(True, description="turn photographs upright by their EXIF tag")
 
@@ -200,7 +202,9 @@ class TrainConfig(Section):
 
     epochs: Positive | None = Field(100.0, description="passes over the data; steps wins over it")
     steps: Count | None = Field(None, description="optimizer steps in all")
-    batch_size: Count = Field(64, description="images in a step, of all processes together; a multiple of their number times accumulate")
+    batch_size: Count = Field(
+        64, description="images in a step, of all processes together; a multiple of their number times accumulate"
+    )
     accumulate: Count = Field(
         1,
         description="parts in which each process takes its share of a batch, one after another, to save memory; "
