@@ -44,7 +44,7 @@ class DataConfig(Section):
     """Reading images."""
 
     workers: int | None = Field(
-        None, ge=0, description="loader processes of each process; null: chosen from the number of cores"
+        None, ge=0, description="loader processes, for each of several processes; null: chosen from the number of cores"
     )
     max_bad_fraction: Fraction = Field(0.05, description="unreadable images above this fraction stop the run")
     exif_orientation: bool = Field(True, description="turn photographs upright by their EXIF tag")
