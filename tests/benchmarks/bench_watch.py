@@ -1,9 +1,9 @@
 """What watching a run costs beside its steps.
 
-    python tests/benchmarks/bench_watch.py [--repeats 7]
+    python tests/benchmarks/bench_watch.py [--repeats 7] [--threads 2]
 
 Blocks of as many steps as there are between two lines of metrics.jsonl, with and without watching, in turn and in one
-process, 2 threads; loading and augmentation are left out, so that shares are somewhat larger than in a run. Two shares
+process; loading and augmentation are left out, so that shares are somewhat larger than in a run. Two shares
 are told: of the time within the watch beside that of the steps of the same block, and of what blocks with watching take
 longer than those without, which varies more. Medians.
 
@@ -25,7 +25,6 @@ from patchssl.config import Config
 from patchssl.recipes import load_config
 from patchssl.watch import Watch
 
-THREADS = 2
 MOST_SHARE = 0.03
 
 
@@ -78,8 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the shares and tell whether they are small enough."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
     chosen = parser.parse_args(arguments)
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(chosen.threads)
     good = True
     for name, (config, batch_size) in configurations().items():
         step, within, longer = shares(ours(config, batch_size), chosen.repeats)
