@@ -168,7 +168,8 @@ def run_training(
         config, setting_of(images, device=device, precision=precision, workers=workers, num_processes=1)
     )
     torch.manual_seed(config.train.seed)
-    networks = StudentTeacher(config)
+    with memory.explaining(output):
+        networks = StudentTeacher(config)
     initial = _prepare(networks, output, device=device, resume=resume, overwrite=overwrite)
     logger = logging.getLogger(__name__)
     with log_file(output / "log.txt"):
