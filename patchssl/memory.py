@@ -15,8 +15,9 @@ _CHANNELS = 3
 _AHEAD, _IN_USE = 4, 2
 # Of what lies on the heap at the peak; see tests/benchmarks/bench_memory.py.
 _HOLES = 0.4
-# Libraries that the first step loads, and what they keep.
-_FIRST_STEP_BYTES = 40 << 20
+# Of libraries that are loaded and set themselves up between the estimate and the end of the first steps: a network of
+# 1 M weights and a batch of 2 take so much more than their tensors.
+_FIRST_STEPS_BYTES = 110 << 20
 # What a forked worker writes to of the pages that it shares with the main process, and what reading images takes.
 _WORKER_BYTES = 96 << 20
 
@@ -27,6 +28,7 @@ PARTS = {
     "teacher": "weights of the teacher",
     "optimizer": "two moments of AdamW for every trained weight",
     "gradients": "of the student's weights",
+    "exchange": "copies of gradients that processes exchange; with fsdp, weights that are gathered and their gradients",
     "activations": "kept for the backward pass by the images in flight",
     "backward": "more at the peak of the backward pass; below 0: activations that are gone by then",
     "loss": "logits of a chunk, the gradient of the prototypes, the teacher's answer and that of the step before",
@@ -75,6 +77,7 @@ class Estimate:
     teacher: int
     optimizer: int
     gradients: int
+    exchange: int
     activations: int
     backward: int
     loss: int
@@ -125,11 +128,12 @@ def estimate(config: Config, setting: Setting, *, tracer: Tracer = trace) -> Est
     return Estimate(
         setting=setting,
         num_images=num_in_flight,
-        process=setting.process_bytes + _FIRST_STEP_BYTES,
+        process=setting.process_bytes + _FIRST_STEPS_BYTES,
         student=-(-weights // share),
         teacher=-(-weights // share),
         optimizer=-(-2 * trained // share),
         gradients=-(-trained // share),
+        exchange=_exchange(config, network, setting, trained),
         activations=found.activations,
         backward=found.peak - found.activations - held - found.gradients,
         loss=held + 2 * _answer(config, network, num_images, setting) + _centers(config),
@@ -137,6 +141,17 @@ def estimate(config: Config, setting: Setting, *, tracer: Tracer = trace) -> Est
         allocator=round(_HOLES * found.on_heap) if setting.device == "cpu" else 0,
         loader=_loader(config, num_images, setting),
     )
+
+
+def _exchange(config: Config, network: Network, setting: Setting, trained: int) -> int:
+    """DDP sums up gradients in buckets of their own; FSDP gathers a block at a time, and what is outside of blocks."""
+    if setting.num_processes == 1:
+        return 0
+    if config.train.strategy != "fsdp":
+        return trained
+    blocks = [sum(weight.nbytes for weight in block.parameters()) for block in network.backbone.blocks]
+    outside = sum(weight.nbytes for weight in network.parameters()) - sum(blocks)
+    return 2 * (outside + max(blocks))
 
 
 def views_bytes(config: Config, num_images: int) -> int:

@@ -11,6 +11,8 @@ from patchssl.memory import Estimate, Setting, Tracer, estimate
 from patchssl.memory_trace import Trace, trace
 
 _LEAST_SAVED = 0.02
+# What makes up no more of a training is not worth trying to change.
+_SMALL_SHARE = 0.05
 _LEAST_CHUNK_MIB = 32
 _LEAST_PROTOTYPES = 1024
 
@@ -64,7 +66,8 @@ class Advisor:
         """
         self.config, self.setting, self.most_bytes = config, setting, most_bytes
         self._tracer = tracer or remembering()
-        self._now = self._bytes(config, setting)
+        self._estimate = estimate(config, setting, tracer=self._tracer)
+        self._now = self._estimate.on_device
 
     def advice(self) -> Iterator[Advice]:
         """All that saves something: what changes rounding or time only, then what changes more."""
@@ -81,7 +84,7 @@ class Advisor:
         num = self._least_accumulate(config)
         if num > train.accumulate:
             yield f"train.accumulate={num}", "rounding", _with(config, accumulate=num), setting
-        if config.loss.chunk_mib > _LEAST_CHUNK_MIB:
+        if config.loss.chunk_mib > _LEAST_CHUNK_MIB and self._estimate.loss > _SMALL_SHARE * self._now:
             smaller = config.model_copy(update={"loss": config.loss.model_copy(update={"chunk_mib": _LEAST_CHUNK_MIB})})
             yield f"loss.chunk_mib={_LEAST_CHUNK_MIB}", "some time, rounding", smaller, setting
         if not train.checkpoint_activations:
@@ -109,7 +112,9 @@ class Advisor:
         if size < config.train.batch_size:
             yield f"--batch-size {size}", "another training: noisier steps", _with(config, batch_size=size), setting
         model = config.model
-        if model.cls_prototypes > _LEAST_PROTOTYPES and not model.shared_head:
+        # Student, teacher, gradients, two moments and, with the loss, about one more of each.
+        weights = 24 * model.cls_prototypes * model.head_bottleneck
+        if model.cls_prototypes > _LEAST_PROTOTYPES and not model.shared_head and weights > _SMALL_SHARE * self._now:
             num = max(_LEAST_PROTOTYPES, model.cls_prototypes // 4)
             fewer = config.model_copy(update={"model": model.model_copy(update={"cls_prototypes": num})})
             yield f"model.cls_prototypes={num}", "another training: coarser targets", fewer, setting

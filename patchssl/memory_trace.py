@@ -21,7 +21,7 @@ from patchssl.workspace import MIB, Workspace
 
 # The C library of Linux hands out blocks below this from its heap, others by themselves (mallopt(3), M_MMAP_THRESHOLD).
 _HEAP_BYTES = 32 * MIB
-_DEPTHS = (3, 2)
+_DEEP, _SHALLOW = 3, 2
 _FILLING = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
 _TEMPERATURE = 1.0  # of no meaning: no number is computed
 
@@ -73,11 +73,12 @@ def trace(config: Config, num_images: int, *, device: str, precision: str) -> Tr
     """
     depth = len(network_without_memory(config).backbone.blocks)
     rows = _rows(config, num_images, precision)
-    deep, shallow = (_go(_cut_to(config, min(depth, num)), num_images, rows, device, precision) for num in _DEPTHS)
-    more = max(0, depth - max(_DEPTHS))
+    deep = _go(_cut_to(config, min(depth, _DEEP)), num_images, rows, device, precision)
+    # Networks that are traced as they are need no line.
+    shallow = _go(_cut_to(config, _SHALLOW), num_images, rows, device, precision) if depth > _DEEP else deep
 
     def at_depth(of_deep: int, of_shallow: int) -> int:
-        return of_deep + more * (of_deep - of_shallow)
+        return of_deep + max(0, depth - _DEEP) * (of_deep - of_shallow)
 
     peak, on_heap = max(
         (at_depth(one[0], other[0]), at_depth(one[1], other[1]))

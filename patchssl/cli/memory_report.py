@@ -102,7 +102,7 @@ class MemoryReport:
 
     @contextmanager
     def explaining(self, run: Path) -> Iterator[None]:
-        """Say of a training that runs out of memory how much it takes, and what to change.
+        """Say of networks or a training that memory does not hold how much they take, and what to change.
 
         Raises:
             TrainingError: in place of what torch or Python say.
@@ -118,7 +118,7 @@ class MemoryReport:
             message = " ".join(str(error).split()) or type(error).__name__
             # What was being computed is still there, in the frames that the error came through; advice needs memory.
             traceback.clear_frames(error.__traceback__)
-        raise TrainingError(f"out of memory in training ({_shortened(message)}): {self._after()}; {_kept(run)}")
+        raise TrainingError(f"out of memory ({_shortened(message)}): {self._after()}; {_kept(run)}")
 
     def _after(self) -> str:
         most = round(_LOWER * self.estimate.on_device)
@@ -184,5 +184,5 @@ def _shortened(message: str) -> str:
 def _kept(run: Path) -> str:
     latest = run / "checkpoints" / "latest"
     if not latest.exists():
-        return "no checkpoint had been saved yet: start again with --overwrite"
+        return "no checkpoint had been saved yet"
     return f"the checkpoint {latest.resolve().name} is kept: go on with --resume"

@@ -106,7 +106,8 @@ def _begin(
         changes = start.check(config, images.ids, hardware)
         online_knn = _watching(config, device=device)
         torch.manual_seed(config.train.seed)
-        networks = StudentTeacher(config)
+        with memory.explaining(output):
+            networks = StudentTeacher(config)
         initial = initialise(networks, seed=config.train.seed) if start.checkpoint is None else None
     with failing_together():
         if is_main():
