@@ -145,9 +145,9 @@ def run_training(
     import logging
 
     from patchssl.derived import derive
-    from patchssl.engine import check_alike, check_processes
     from patchssl.pretrain import default_precision
     from patchssl.pretrain import pretrain as train
+    from patchssl.process_checks import check_alike, check_processes
     from patchssl.ranks import failing_together, from_main, is_main, world_size
 
     with failing_together():
