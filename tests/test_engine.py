@@ -15,9 +15,9 @@ from PIL import Image
 from patchssl import ranks
 from patchssl.config import Config
 from patchssl.data.sources import open_unlabelled
-from patchssl.engine import check_processes
 from patchssl.errors import ConfigError
 from patchssl.pretrain import pretrain
+from patchssl.process_checks import check_processes
 from patchssl.recipes import parse_config
 from patchssl.run_folder import prepare_run
 from patchssl.student_teacher import StudentTeacher

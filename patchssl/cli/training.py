@@ -86,7 +86,7 @@ def _begin(
     import torch
 
     from patchssl.derived import derive
-    from patchssl.engine import check_alike, check_processes
+    from patchssl.process_checks import check_alike, check_processes
     from patchssl.initial import initialise, keep_initial
     from patchssl.ranks import failing_together, is_main, world_size
     from patchssl.run_folder import begin_run
