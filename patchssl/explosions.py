@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from patchssl.checkpoint_folder import checkpoints
+from patchssl.checkpoint_folder import checkpoints, step_of
 from patchssl.config import TrainConfig
+from patchssl.shards import local
 from patchssl.structs import SampleKeys, ViewGroup
 from patchssl.student_teacher import StudentTeacher
 
@@ -118,21 +119,26 @@ def changes(findings: Findings, around: Circumstances) -> list[str]:
 
 
 def way_on(folder: Path, bad_step: int, options: Sequence[str]) -> str:
-    """How to go on with a run, or to start it anew, under these options of the command line.
+    """How to go on from a run, or to start it anew, under these options of the command line.
+
+    Another learning rate makes another training, which a run is not resumed with; a new one begins with its weights.
 
     Args:
         folder: `checkpoints` of the run.
         bad_step: after so many steps the run was what nothing finite comes of. A checkpoint of that step is as bad; one
             of before was followed by a finite step.
-        options: to be added.
+        options: to be added; none where the run may go on as it is.
     """
-    good, latest = [path for path in checkpoints(folder) if _step(path) < bad_step], folder / "latest"
+    if not options:
+        return f"the checkpoint {checkpoints(folder)[-1].name} is kept: go on with --resume"
+    good = [path for path in checkpoints(folder) if 0 < step_of(path) < bad_step]
     if not good:
-        return f"no checkpoint is from before step {bad_step}; start anew with {' '.join(['--overwrite', *options])}"
-    last, resuming = good[-1], " ".join(["--resume", *options])
-    is_newest = last.resolve() == latest.resolve()
-    first = "" if is_newest else f"make it the newest by `ln -sfn {last.name} {shlex.quote(str(latest))}` and "
-    return f"the last good checkpoint is {last.name}; {first}go on from it with {resuming}"
+        return (
+            f"no trained weights were saved before step {bad_step}; start anew with "
+            f"{' '.join(['--overwrite', *options])}"
+        )
+    begun = " ".join(["--init", shlex.quote(str(good[-1])), "--init-heads", *options])
+    return f"the last good checkpoint is {good[-1].name}: begin a new run with its weights by {begun}"
 
 
 def weights_are_finite(networks: StudentTeacher) -> bool:
@@ -143,19 +149,15 @@ def weights_are_finite(networks: StudentTeacher) -> bool:
 @torch.no_grad()
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether all numbers are finite; of none, they are. The tensors' device is waited for once."""
-    flags = [tensor.isfinite().all() for tensor in tensors]
+    flags = [local(tensor).isfinite().all() for tensor in tensors]
     return not flags or bool(torch.stack(flags).all())
 
 
 @torch.no_grad()
 def _not_finite(tensors: Mapping[str, Tensor]) -> str:
     """How many tensors hold a number that is not finite, and the first of them."""
-    names = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    names = [name for name, tensor in tensors.items() if not local(tensor).isfinite().all()]
     return f"{len(names)} of {len(tensors)} tensors, first {names[0]}" if names else ""
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.stem.removeprefix("step-"))
 
 
 def _broken_images(views: Sequence[ViewGroup], keys: SampleKeys, ids: Sequence[str]) -> str:
@@ -171,4 +173,5 @@ def _broken_images(views: Sequence[ViewGroup], keys: SampleKeys, ids: Sequence[s
 
 @torch.no_grad()
 def _largest(network: nn.Module) -> float:
-    return max(float(parameter.abs().max()) for parameter in network.parameters() if parameter.numel())
+    shares = [local(parameter) for parameter in network.parameters()]
+    return max(float(share.abs().max()) for share in shares if share.numel())

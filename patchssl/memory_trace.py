@@ -117,6 +117,8 @@ def _cut_to(config: Config, depth: int) -> Config:
 
 def _go(config: Config, num_images: int, rows: PartRows, device: str, precision: str) -> _Gone:
     student = network_without_memory(config)
+    # PyTorch starts a thread for each GPU with its first backward pass, and FakeTensorMode pretends that there is one.
+    torch.zeros((), requires_grad=True).backward()
     with FakeTensorMode(allow_non_fake_inputs=True):
         student.to_empty(device="cpu").train()
         if device == "cpu" and precision == "bf16":

@@ -1,8 +1,8 @@
 """The training loop: step, log, save."""
 
 import logging
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,64 +85,61 @@ def pretrain(
     config = networks.config
     train = config.train
     num_steps = train.num_steps(len(source))
-    trainer = Trainer(networks, device=device, precision=precision)
-    hardware = Hardware(device.partition(":")[0], precision, ranks.world_size())
-    checkpoints = Checkpoints(run, trainer, source, hardware)
-    step, skipped = checkpoints.begin(resume=resume)
-    guard = Guard(trainer, source, run, precision=precision, skipped=skipped)
-    crop = MultiCrop(config.views, train.seed)
-    share = Share(ranks.rank(), ranks.world_size(), train.accumulate)
-    batches = TrainingBatches(
-        source, crop, batch_size=train.batch_size, num_steps=num_steps, seed=train.seed, share=share
-    )
-    bad_images = BadImages(len(source), config.data.max_bad_fraction)
-    loaded = iterate(batches, first_step=step, workers=workers, pin_memory=device.startswith("cuda"))
-    try:
-        with (
-            closing(loaded),
-            Watch(
-                run,
-                networks,
-                num_images=len(source),
-                num_steps=num_steps,
-                first_step=step,
-                workers=workers,
-                measure=measure,
-            ) as watch,
-        ):
-            while step < num_steps:
-                batch = unless_stopped(loaded.__next__)
-                if ranks.any_of(batch is None):
-                    break
-                assert batch is not None
-                decoded, keys, bad = batch
-                watch.waited()
-                values = scheduled(config, step, num_steps)
-                outcome = trainer.step(decoded, keys, values)
-                guard.count(step, outcome)
-                watch.stepped(step, values, outcome, train.batch_size, skipped_steps=guard.skipped.total)
-                with ranks.failing_alike():
-                    guard.check(step, outcome, decoded, keys)
-                step += 1
-                on_step(Progress(step, num_steps, step * train.batch_size, outcome.loss))
-                stopping, found = _agreed(stop_requested(), bad)
-                with ranks.failing_alike():
-                    for image in bad_images.add(found):
-                        logger.warning("unreadable image left out: %s", image)
-                if stopping:
-                    break
-                if step % train.checkpoint_every_steps == 0 and guard.may_save():
-                    checkpoints.save(step, guard.skipped)
-                watch.waits()
-            checkpoints.save(step, guard.skipped)
-            watch.ended()
-    except (RuntimeError, ranks.LostContactError) as error:
-        if not ranks.is_lost_contact(error):
-            raise
-        raise ranks.lost_contact(error, f"step {step} was not finished; {_kept(run)}: go on with --resume") from None
-    finally:
-        if ranks.is_main():
-            list_unreadable(run, bad_images.reasons)
+    with _lost_contact_told(run):
+        trainer = Trainer(networks, device=device, precision=precision)
+        hardware = Hardware(device.partition(":")[0], precision, ranks.world_size())
+        checkpoints = Checkpoints(run, trainer, source, hardware)
+        step, skipped = checkpoints.begin(resume=resume)
+        guard = Guard(trainer, source, run, precision=precision, skipped=skipped)
+        crop = MultiCrop(config.views, train.seed)
+        share = Share(ranks.rank(), ranks.world_size(), train.accumulate)
+        batches = TrainingBatches(
+            source, crop, batch_size=train.batch_size, num_steps=num_steps, seed=train.seed, share=share
+        )
+        bad_images = BadImages(len(source), config.data.max_bad_fraction)
+        loaded = iterate(batches, first_step=step, workers=workers, pin_memory=device.startswith("cuda"))
+        try:
+            with (
+                closing(loaded),
+                Watch(
+                    run,
+                    networks,
+                    num_images=len(source),
+                    num_steps=num_steps,
+                    first_step=step,
+                    workers=workers,
+                    measure=measure,
+                ) as watch,
+            ):
+                while step < num_steps:
+                    batch = unless_stopped(loaded.__next__)
+                    if ranks.any_of(batch is None):
+                        break
+                    assert batch is not None
+                    decoded, keys, bad = batch
+                    watch.waited()
+                    values = scheduled(config, step, num_steps)
+                    outcome = trainer.step(decoded, keys, values)
+                    guard.count(step, outcome)
+                    watch.stepped(step, values, outcome, train.batch_size, skipped_steps=guard.skipped.total)
+                    with ranks.failing_alike():
+                        guard.check(step, outcome, decoded, keys)
+                    step += 1
+                    on_step(Progress(step, num_steps, step * train.batch_size, outcome.loss))
+                    stopping, found = _agreed(stop_requested(), bad)
+                    with ranks.failing_alike():
+                        for image in bad_images.add(found):
+                            logger.warning("unreadable image left out: %s", image)
+                    if stopping:
+                        break
+                    if step % train.checkpoint_every_steps == 0 and guard.may_save():
+                        checkpoints.save(step, guard.skipped)
+                    watch.waits()
+                checkpoints.save(step, guard.skipped)
+                watch.ended()
+        finally:
+            if ranks.is_main():
+                list_unreadable(run, bad_images.reasons)
     return step
 
 
@@ -159,6 +156,18 @@ def default_precision(device: str) -> str:
     return "bf16" if device == "cpu" and cpu_computes_bf16() else "fp32"
 
 
-def _kept(run: Path) -> str:
-    latest = run / "checkpoints" / "latest"
-    return f"the checkpoint {latest.resolve().name} is kept" if latest.exists() else "no checkpoint had been saved yet"
+@contextmanager
+def _lost_contact_told(run: Path) -> Iterator[None]:
+    """Say where the run stands when another process is lost.
+
+    Raises:
+        LostContactError: in place of what gloo or NCCL say.
+    """
+    try:
+        yield
+    except (RuntimeError, ranks.LostContactError) as error:
+        if not ranks.is_lost_contact(error):
+            raise
+        latest = run / "checkpoints" / "latest"
+        kept = f"the checkpoint {latest.resolve().name} is kept" if latest.exists() else "no checkpoint had been saved"
+        raise ranks.lost_contact(error, f"{kept}: go on with --resume") from None

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
+from patchssl.checkpoint import write_checkpoint
 from patchssl.config import Config
 from patchssl.data.sources import open_unlabelled
 from patchssl.derived import derive
 from patchssl.errors import TrainingError
 from patchssl.explosions import Circumstances, Findings, all_finite, cause, changes, circumstances_told, examine, way_on
+from patchssl.initial import initialise
 from patchssl.monitor import MetricsFile
 from patchssl.pretrain import pretrain
 from patchssl.recipes import parse_config
@@ -70,6 +73,8 @@ def run(config: Config, images: Path, output: Path, *, resume: bool = False, **o
         torch.manual_seed(0)
         source = open_unlabelled(images)
         networks = StudentTeacher(derive(config, len(source)).config)
+        if config.model.init is not None and not resume:
+            initialise(networks, seed=0)
         settings: dict[str, Any] = {"device": "cpu", "precision": "fp32", "workers": 0} | options
         pretrain(networks, source, output, resume=resume, **settings)
     return lines(output)
@@ -84,7 +89,9 @@ def lines(output: Path) -> list[dict[str, Any]]:
 
 
 def names(output: Path) -> list[str]:
-    return sorted(path.name for path in (output / "checkpoints").glob("step-*.pt"))
+    """Of all checkpoints but the one of before the first step."""
+    found = sorted(path.name for path in (output / "checkpoints").glob("step-*.pt"))
+    return [name for name in found if name != "step-00000000.pt"]
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int], spoiled: Callable[[StepValues], StepValues]) -> None:
@@ -257,7 +264,7 @@ def test_an_absurd_learning_rate_is_told(images: Path, tmp_path: Path) -> None:
     assert "weights, centres and pixels are finite, the networks overflow in bf16; the largest weight" in told
     assert "train.learning_rate is 1e+30, where null would give 0.003, train.clip_gradient is null, prec" in told
     assert told.endswith(
-        "no checkpoint is from before step 1; start anew with --overwrite --set train.learning_rate=0.003 "
+        "no trained weights were saved before step 1; start anew with --overwrite --set train.learning_rate=0.003 "
         "--set train.clip_gradient=3 --precision fp32"
     )
 
@@ -270,20 +277,21 @@ def test_weights_at_infinity_are_found_and_the_way_on_leads_on(images: Path, tmp
     path = output / "checkpoints" / "step-00000004.pt"
     content = torch.load(path)
     content["student"]["backbone.cls_token"].fill_(INF)
-    torch.save(content, path)
+    write_checkpoint(path, content, step=4)
     with pytest.raises(TrainingError) as raised:
         run(config, images, output, resume=True)
     told = str(raised.value)
     assert "in step 6 loss_cls is nan, loss_patch is nan: the student's weights are not finite (1 of " in told
     assert "tensors, first backbone.cls_token), so that an update was too large" in told
-    found = re.search(r"by `ln -sfn (step-00000003.pt) (\S+)` and go on from it with --resume --set (\S+)$", told)
+    found = re.search(r"last good checkpoint is step-00000003.pt: begin a new run with its weights by (.*)$", told)
     assert found is not None
     assert names(output) == [f"step-{step:08d}.pt" for step in (2, 3, 4)]
     # What it says works.
-    Path(found[2]).unlink()
-    Path(found[2]).symlink_to(found[1])
-    assert found[3] == "train.learning_rate=0.003"
-    after = run(tiny(checkpoint_every_steps=1, learning_rate=0.003), images, output, resume=True)
+    option, init, heads, change, setting = shlex.split(found[1])
+    assert (option, heads, change, setting) == ("--init", "--init-heads", "--set", "train.learning_rate=0.003")
+    config = tiny(learning_rate=0.003)
+    model = config.model.model_copy(update={"init": init, "init_heads": True})
+    after = run(config.model_copy(update={"model": model}), images, tmp_path / "after")
     assert [line["skipped_steps"] for line in after] == [0] * 8
 
 
@@ -294,10 +302,10 @@ def test_weights_that_the_last_step_ruins_are_no_result(
         return replace(values, learning_rate=INF)
 
     spoil(monkeypatch, {5}, ruined)
-    with pytest.raises(TrainingError, match=r"the run ends after step 5 with weights that are not fini.*00004.pt; "):
+    with pytest.raises(TrainingError, match=r"the run ends after step 5 with weights that are not fini.*00004.pt: "):
         run(tiny(steps=6, checkpoint_every_steps=2), images, tmp_path / "run")
     # Nor is a checkpoint written of them on the way.
-    words = r"in step 8 .*; the last good checkpoint is step-00000004\.pt; go on"
+    words = r"in step 8 .*; the last good checkpoint is step-00000004\.pt: beg"
     with caplog.at_level(logging.WARNING), pytest.raises(TrainingError, match=words):
         run(tiny(steps=12, checkpoint_every_steps=2), images, tmp_path / "longer")
     assert names(tmp_path / "longer") == ["step-00000002.pt", "step-00000004.pt"]
@@ -342,16 +350,17 @@ def test_what_to_change_by_hand(around: dict[str, Any], options: list[str]) -> N
 
 
 def test_the_way_on_by_hand(tmp_path: Path) -> None:
-    assert way_on(tmp_path, 7, []) == "no checkpoint is from before step 7; start anew with --overwrite"
+    (tmp_path / "step-00000000.pt").touch()
+    anew = "no trained weights were saved before step 7; start anew with --overwrite --x"
+    assert way_on(tmp_path, 7, ["--x"]) == anew
     for step in (4, 7):
         (tmp_path / f"step-{step:08d}.pt").touch()
-    (tmp_path / "latest").symlink_to("step-00000007.pt")
-    wanted = "the last good checkpoint is step-00000007.pt; go on from it with --resume --x"
-    assert way_on(tmp_path, 8, ["--x"]) == wanted
-    assert f"step-00000004.pt; make it the newest by `ln -sfn step-00000004.pt {tmp_path}/latest` and go" in way_on(
-        tmp_path, 7, []
-    )
-    assert "start anew" in way_on(tmp_path, 4, [])
+    for bad_step, last in ((8, "step-00000007.pt"), (7, "step-00000004.pt")):
+        told = f"the last good checkpoint is {last}: begin a new run with its weights by --init {tmp_path}/{last} "
+        assert way_on(tmp_path, bad_step, ["--x"]) == f"{told}--init-heads --x"
+    assert way_on(tmp_path, 4, ["--x"]).startswith("no trained weights were saved before step 4; start anew")
+    # What is wrong with images leaves the weights as they were.
+    assert way_on(tmp_path, 7, []) == "the checkpoint step-00000007.pt is kept: go on with --resume"
 
 
 def test_broken_numbers_are_found_where_they_are() -> None:

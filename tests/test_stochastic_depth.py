@@ -157,5 +157,5 @@ def test_factors_of_a_group_reach_its_views_and_no_others() -> None:
         together = network(pixels, None, factors)[2]
         alone = [network([images], None, [of_group])[2] for images, of_group in zip(pixels, factors, strict=True)]
     torch.testing.assert_close(together, torch.cat(alone))
-    everything = network(pixels, None, [torch.ones_like(of_group) for of_group in factors])[1]
+    everything = network(pixels, None, [torch.ones_like(of_group) for of_group in factors])[2]
     assert not torch.allclose(everything, together)

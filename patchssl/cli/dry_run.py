@@ -28,8 +28,8 @@ def print_plan(config: "Config", images: "ImageSource", output_format: str) -> N
         PatchsslError: it will not fit into memory; what was found has been printed by then.
     """
     from patchssl.derived import derive
-    from patchssl.process_checks import check_processes
     from patchssl.errors import PatchsslError
+    from patchssl.process_checks import check_processes
     from patchssl.ranks import failing_together, is_main
 
     with failing_together():

@@ -86,8 +86,8 @@ def _begin(
     import torch
 
     from patchssl.derived import derive
-    from patchssl.process_checks import check_alike, check_processes
     from patchssl.initial import initialise, keep_initial
+    from patchssl.process_checks import check_alike, check_processes
     from patchssl.ranks import failing_together, is_main, world_size
     from patchssl.run_folder import begin_run
     from patchssl.student_teacher import StudentTeacher
@@ -100,10 +100,10 @@ def _begin(
         way = check_processes(config, hardware.device, world_size())
     check_alike(config, images, hardware.device)
     device, workers = own_device(hardware.device), workers_of(config, hardware)
-    # Before anything large is built, whose memory would be counted twice.
-    memory = report_memory(config, setting_of(images, hardware, workers=workers), num_local=num_local_processes())
     with failing_together():
         changes = start.check(config, images.ids, hardware)
+        # Before anything large is built, whose memory would be counted twice.
+        memory = report_memory(config, setting_of(images, hardware, workers=workers), num_local=num_local_processes())
         online_knn = _watching(config, device=device)
         torch.manual_seed(config.train.seed)
         with memory.explaining(output):

@@ -1,5 +1,6 @@
 """Signals as a wish to stop."""
 
+import logging
 import os
 import signal
 import sys
@@ -83,7 +84,12 @@ def test_outside_of_it_nothing_is_broken_off() -> None:
         assert send(signal.SIGTERM)() == "done"
 
 
-def test_where_python_cannot_pass_it_on_the_wish_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_python_cannot_pass_it_on_the_wish_is_known(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What other tests have left there writes to a stream that is closed by now.
+    monkeypatch.setattr(logging.getLogger("patchssl"), "handlers", [])
+
     class Thing:
         pass
 

@@ -137,7 +137,7 @@ def test_when_one_process_is_killed_the_other_says_so_and_ends(
     assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, 1)
     (line,) = started.errors()
     assert f"process {1 - victim} of 2 lost another one" in line
-    assert "was not finished; the checkpoint step-0" in line
+    assert "; the checkpoint step-0" in line
     assert "go on with --resume" in line
     assert "Traceback" not in started.told(1 - victim)
     assert not [name for name in files(run) if ".part" in name]
@@ -191,7 +191,7 @@ def test_a_disk_that_fills_up_in_the_main_process_ends_all(
 
         raise CheckpointError("cannot save: no space left on device")
 
-    monkeypatch.setattr("patchssl.pretrain.save_checkpoint", full)
+    monkeypatch.setattr("patchssl.resuming.save_checkpoint", full)
     started = launch("pretrain", str(images), "--output", str(run), *TINY)
     assert started.ends(AT_ONCE_S) == [1, 1]
     assert started.errors() == ["Error: cannot save: no space left on device"]
