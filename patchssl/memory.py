@@ -20,7 +20,7 @@ _HOLES = 0.35
 # 1 M weights and a batch of 2 take so much more than their tensors.
 _FIRST_STEPS_BYTES = 110 << 20
 # What a forked worker writes to of the pages that it shares with the main process, and what reading images takes.
-_WORKER_BYTES = 96 << 20
+_WORKER_BYTES = 48 << 20
 
 #: A part of an estimate and what it is.
 PARTS = {
