@@ -6,20 +6,21 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from patchssl.config import Config
-from patchssl.memory_trace import Trace, network_without_memory, trace
+from patchssl.memory_trace import HEAP_BYTES, Trace, network_without_memory, trace
 from patchssl.network import Network
 
 _FLOAT32 = 4
 _CHANNELS = 3
 # The loader hands four batches of each worker on ahead; one is in use, and the one before is let go of after it.
 _AHEAD, _IN_USE = 4, 2
-# Of what lies on the heap at the peak; see tests/benchmarks/bench_memory.py.
-_HOLES = 0.4
+# Of what lies on the heap at the peak: 0.2 to 0.5 in the processes of tests/benchmarks/bench_memory.py, by mallinfo2(3)
+# and beside the same ones under a small M_MMAP_THRESHOLD, which has no holes. Bytes that are alive are right to 4 %.
+_HOLES = 0.35
 # Of libraries that are loaded and set themselves up between the estimate and the end of the first steps: a network of
 # 1 M weights and a batch of 2 take so much more than their tensors.
 _FIRST_STEPS_BYTES = 110 << 20
 # What a forked worker writes to of the pages that it shares with the main process, and what reading images takes.
-_WORKER_BYTES = 96 << 20
+_WORKER_BYTES = 48 << 20
 
 #: A part of an estimate and what it is.
 PARTS = {
@@ -138,9 +139,18 @@ def estimate(config: Config, setting: Setting, *, tracer: Tracer = trace) -> Est
         backward=found.peak - found.activations - held - found.gradients,
         loss=held + 2 * _answer(config, network, num_images, setting) + _centers(config),
         views=views_bytes(config, num_images),
-        allocator=round(_HOLES * found.on_heap) if setting.device == "cpu" else 0,
+        allocator=_holes(network, found, setting),
         loader=_loader(config, num_images, setting),
     )
+
+
+def _holes(network: Network, found: Trace, setting: Setting) -> int:
+    if setting.device != "cpu":
+        return 0
+    small = [weight for weight in network.parameters() if weight.nbytes < HEAP_BYTES]
+    # Student, teacher, two moments.
+    weights = 2 * sum(weight.nbytes * (1 + weight.requires_grad) for weight in small)
+    return round(_HOLES * (found.on_heap + weights))
 
 
 def _exchange(config: Config, network: Network, setting: Setting, trained: int) -> int:

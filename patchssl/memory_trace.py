@@ -19,8 +19,8 @@ from patchssl.stochastic_depth import dropped_branches
 from patchssl.structs import Projections
 from patchssl.workspace import MIB, Workspace
 
-# The C library of Linux hands out blocks below this from its heap, others by themselves (mallopt(3), M_MMAP_THRESHOLD).
-_HEAP_BYTES = 32 * MIB
+#: The C library of Linux hands out blocks below this from its heap, others by themselves (mallopt(3)).
+HEAP_BYTES = 32 * MIB
 _DEEP, _SHALLOW = 3, 2
 _FILLING = {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "fill_", "zero_"}
 _TEMPERATURE = 1.0  # of no meaning: no number is computed
@@ -142,7 +142,7 @@ def _forward_and_back(config: Config, num_images: int, rows: PartRows, student: 
     theirs = [part for kind in answer.kinds().values() for part in (kind.rows, kind.prototypes)]
     workspace = Workspace(config.loss.chunk_mib * MIB)
     windows: list[tuple[int, int]] = []
-    with LiveBytes([*student.parameters(), *before, *theirs, *pixels], small_bytes=_HEAP_BYTES) as live:
+    with LiveBytes([*student.parameters(), *before, *theirs, *pixels], small_bytes=HEAP_BYTES) as live:
         _tell_blocks(student, lambda: windows.append(live.restart()))
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             kept = None if rows.kept is None else [torch.empty(num, dtype=torch.int64) for num in rows.kept]

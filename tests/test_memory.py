@@ -78,7 +78,7 @@ def test_loader_by_hand() -> None:
     alone = estimate(config(), Setting(device="cpu", precision="fp32", workers=0, image_bytes=1000))
     assert alone.loader == 2 * pixels + 8 * 1000
     two = estimate(config(), Setting(device="cpu", precision="fp32", workers=2, image_bytes=1000))
-    assert two.loader == (2 * 4 + 2) * pixels + 2 * ((96 << 20) + 8 * 1000 + pixels)
+    assert two.loader == (2 * 4 + 2) * pixels + 2 * ((48 << 20) + 8 * 1000 + pixels)
 
 
 def test_parts_add_up_and_where_they_are() -> None:
