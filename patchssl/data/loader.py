@@ -3,10 +3,13 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.process import BaseProcess
+from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -180,13 +183,26 @@ def leave_signals_to_the_main_process(worker: int) -> None:
 
     The main process then ends its step, saves, and lets the workers end through their queue. SIGTERM from the main
     process itself ends a worker: so Python ends those that an error left behind, and waits for them before it exits.
-    When the main process is killed, a worker ends as well, whatever it is doing.
+    When the main process is killed, a worker ends as well, whatever it is doing. A batch that nobody fetches any more
+    is no news.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = partial(_tell_unless_broken_off, sys.excepthook)
     # Not on every system; where it is missing, SIGTERM from anyone ends a worker.
     if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_the_main_process, daemon=True).start()
+
+
+def _tell_unless_broken_off(
+    tell: Callable[[type[BaseException], BaseException, TracebackType | None], object],
+    kind: type[BaseException],
+    error: BaseException,
+    trace: TracebackType | None,
+) -> None:
+    """Say nothing of a main process that stops while a worker hands it a batch."""
+    if not isinstance(error, EOFError | ConnectionError):
+        tell(kind, error, trace)
 
 
 def _end_with_the_main_process() -> None:
