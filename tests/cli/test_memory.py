@@ -99,7 +99,7 @@ def test_networks_that_no_machine_here_holds_are_refused_with_numbers(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     little_memory(monkeypatch, 24 << 30)
-    huge = ["--set", "model.arch=vit_huge_patch14_224", "--set", "views.num_local=0", "--batch-size", "64"]
+    huge = ["--set", "model.arch=vit_huge_patch14_224", "--set", "views.num_local=0", "--batch-size", "62"]
     huge += ["--set", "loss.patch_weight=0", "--set", "model.cls_prototypes=4096"]
     huge += ["--precision", "bf16", "--workers", "0", "--dry-run", "--format", "json"]
     assert main(["pretrain", str(images), "--output", str(tmp_path / "run"), *huge]) == 1
@@ -192,7 +192,7 @@ sys.exit(main(sys.argv[1:]))
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit of address space is set as Linux does")
 def test_address_space_that_runs_out_is_explained(images: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", LIMITED, "pretrain", str(images), "--output", str(tmp_path / "run")]
-    batch = options(**{**LARGE, "train__batch_size": 192})
+    batch = options(**{**LARGE, "train__batch_size": 166})
     done = subprocess.run(
         [*command, *batch], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
