@@ -187,14 +187,14 @@ def leave_signals_to_the_main_process(worker: int) -> None:
     is no news.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.excepthook = partial(_tell_unless_broken_off, sys.excepthook)
+    sys.excepthook = partial(tell_unless_broken_off, sys.excepthook)
     # Not on every system; where it is missing, SIGTERM from anyone ends a worker.
     if hasattr(signal, "sigtimedwait"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_the_main_process, daemon=True).start()
 
 
-def _tell_unless_broken_off(
+def tell_unless_broken_off(
     tell: Callable[[type[BaseException], BaseException, TracebackType | None], object],
     kind: type[BaseException],
     error: BaseException,

@@ -201,7 +201,7 @@ def test_address_space_that_runs_out_is_explained(images: Path, tmp_path: Path) 
     assert any("WARNING this may not fit into memory" in line and "limit of address space" in line for line in lines)
     assert lines[-1].startswith("Error: out of memory (")
     assert re.search(r"about \d\.\d\d GiB on cpu \(activations .*; train.accumulate=\d+ takes \d\.\d\d GiB", lines[-1])
-    assert lines[-1].endswith("no checkpoint had been saved yet")
+    assert lines[-1].endswith("; the checkpoint step-00000000.pt is kept: go on with --resume")
     assert "Traceback" not in done.stderr
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from patchssl.config import ViewsConfig
 from patchssl.data.decode import UnreadableImage
 from patchssl.data.images import ArraySource
-from patchssl.data.loader import BadImages, Share, TrainingBatches, iterate
+from patchssl.data.loader import BadImages, Share, TrainingBatches, iterate, tell_unless_broken_off
 from patchssl.data.sources import open_unlabelled
 from patchssl.errors import DataError
 from patchssl.structs import SampleKeys, ViewGroup
@@ -256,3 +256,15 @@ print("done", flush=True)
 def test_a_worker_left_behind_by_an_error_does_not_keep_python_from_exiting() -> None:
     done = subprocess.run([sys.executable, "-c", LEFT_BEHIND], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+def test_a_batch_that_nobody_fetches_any_more_is_no_news() -> None:
+    told: list[BaseException] = []
+
+    def tell(kind: type[BaseException], error: BaseException, trace: object) -> None:
+        told.append(error)
+
+    other = ValueError("another")
+    for error in (EOFError(), ConnectionResetError(), BrokenPipeError(), other):
+        tell_unless_broken_off(tell, type(error), error, None)
+    assert told == [other]
