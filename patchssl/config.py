@@ -211,7 +211,8 @@ class TrainConfig(Section):
         "changes rounding only, but for koleo_weight, which then spreads the images of a part apart",
     )
     checkpoint_activations: bool = Field(
-        False, description="keep the input of each block and compute the rest again: less memory, a third more time"
+        False,
+        description="keep the input of each block and compute the rest again: less memory, up to a third more time",
     )
     strategy: Literal["auto", "ddp", "fsdp"] = Field(
         "auto",

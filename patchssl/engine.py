@@ -1,5 +1,6 @@
 """Device, precision and processes of a training, as Lightning Fabric is told of them."""
 
+import os
 from typing import Any
 
 import torch
@@ -47,6 +48,8 @@ class Engine:
             plugins=_LeavesOutputs("bf16-mixed", kind) if precision == "bf16" else Precision(),
         )
         if self._way != "alone":
+            # Where this is not set, Fabric gives each process as many threads as the host has cores.
+            os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
             self.fabric.launch()
         self.device = self.fabric.device
 

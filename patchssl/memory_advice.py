@@ -89,11 +89,11 @@ class Advisor:
             yield f"loss.chunk_mib={_LEAST_CHUNK_MIB}", "some time, rounding", smaller, setting
         if not train.checkpoint_activations:
             again = _with(config, checkpoint_activations=True)
-            yield "train.checkpoint_activations=true", "a third more time", again, setting
+            yield "train.checkpoint_activations=true", "up to a third more time", again, setting
             num = self._least_accumulate(again)
             if num > train.accumulate:
                 both = f"train.checkpoint_activations=true train.accumulate={num}"
-                yield both, "a third more time, rounding", _with(again, accumulate=num), setting
+                yield both, "up to a third more time, rounding", _with(again, accumulate=num), setting
 
     def _more_processes(self) -> Iterator[tuple[str, str, Config, Setting]]:
         """On further GPUs; on CPUs, which share memory, they would take more."""

@@ -46,7 +46,7 @@ _EFFECTS: Mapping[str, Mapping[Effect, str]] = {
         Effect.RESULT: "patch_weight patch_weight_start patch_weight_warmup_fraction koleo_weight average matching "
         "center sinkhorn_iterations center_momentum student_temperature teacher_temperature teacher_temperature_start "
         "teacher_temperature_warmup_fraction",
-        Effect.NONE: "chunk_mib",
+        Effect.ROUNDING: "chunk_mib",
     },
     "train": {
         Effect.RESULT: "batch_size learning_rate final_learning_rate warmup_fraction weight_decay final_weight_decay "

@@ -22,6 +22,12 @@ _FOLDERS = ("patchssl", "evaluate", "configs", "results")
 _BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread for each of as many processes as there are cores, before any test imports torch."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep features of tests away from the user's, and from those of other tests."""

@@ -153,7 +153,7 @@ def recompute_activations(network: VisionTransformer) -> None:
 def recompute_blocks(network: VisionTransformer) -> None:
     """Keep the input of each block for the backward pass, and compute what is inside again, one block at a time.
 
-    Numbers stay as they are, to the last bit; a step takes about a third longer (Chen et al., 2016).
+    Numbers stay as they are, to the last bit; a step takes up to a third longer (Chen et al., 2016).
     """
     for block in network.blocks:
         block.forward = MethodType(_recomputed_block, block)

@@ -21,6 +21,7 @@ from patchssl.cli.options import (
     seed_option,
     usable_workers,
 )
+from patchssl.cli.processes import runs_alone
 from patchssl.cli.suite_data import open_suite_data
 from patchssl.cli.suite_run import extractor, suite_compute
 
@@ -83,6 +84,11 @@ def demo(
       patchssl demo --difficulty 4 --output harder
     """  # noqa: D301 - the backslash is Click's mark for text that keeps its lines
     configure_logging(quiet=quiet)
+    if not runs_alone():
+        raise click.UsageError(
+            "demo runs in one process; start it without torchrun or srun, and `patchssl pretrain` and `patchssl eval` "
+            "with them"
+        )
     from patchssl.data.synth import write_dataset
 
     start = time.perf_counter()

@@ -77,3 +77,14 @@ def test_it_does_not_write_over_what_is_there(tmp_path: Path, capsys: pytest.Cap
     table = capsys.readouterr().out
     assert table.count("demo/run@random") == table.count("demo/run") - table.count("demo/run@random")
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.usefixtures("small")
+def test_it_runs_in_one_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["demo"]) == 2
+    assert "demo runs in one process; start it without torchrun" in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
