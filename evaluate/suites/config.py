@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from patchssl.config import Count, Positive, Section
 from patchssl.errors import ConfigError
 from patchssl.pooling import parse_tokens
 from patchssl.recipes import SUITES, config_names, read_yaml, validate
+from patchssl.setting_types import Count, Positive, Section
 
 BUILTIN = "builtin"
 # Fields of tasks that name data besides those that are tested.
