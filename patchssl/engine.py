@@ -100,11 +100,11 @@ class _Joined(ClusterEnvironment):
 
     @property
     def main_address(self) -> str:
-        raise NotImplementedError("the processes have joined already")
+        raise NotImplementedError("the processes have joined already, so that nobody has to find them")
 
     @property
     def main_port(self) -> int:
-        raise NotImplementedError("the processes have joined already")
+        raise NotImplementedError("the processes have joined already, so that nobody has to find them")
 
     @staticmethod
     def detect() -> bool:
