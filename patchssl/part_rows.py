@@ -75,10 +75,10 @@ def part_rows(config: Config, num_images: int, max_rows: dict[str, int]) -> Part
     num_drawn = min(num_images, _MOST_DRAWN)
     factor = num_images / num_drawn
     keys = SampleKeys(torch.zeros(num_drawn, dtype=torch.int64), torch.arange(num_drawn))
-    boxes = MultiCrop(config.views, config.train.seed).boxes(torch.tensor([_IMAGE_PX] * num_drawn), keys)
+    crops = MultiCrop(config.views, config.train.seed).plan(torch.tensor([_IMAGE_PX] * num_drawn), keys)
     groups = [
         ViewGroup(torch.empty(*found.flipped.shape, 3, side, side, dtype=torch.uint8, device="meta"), found)
-        for side, found in boxes
+        for side, found in zip(crops.sides, crops.boxes, strict=True)
     ]
     planned = plan(groups, config)
     return PartRows(

@@ -9,16 +9,18 @@ from pathlib import Path
 import torch
 
 from patchssl import ranks
+from patchssl.cutting import ViewsByWorkers
 from patchssl.data.decode import UnreadableImage
-from patchssl.data.images import ImageSource
-from patchssl.data.loader import BadImages, Share, TrainingBatches, iterate
+from patchssl.data.images import StoredSource
+from patchssl.data.loader import BadImages, Loaded, TrainingBatches, iterate
+from patchssl.data.samples import Share
 from patchssl.environment import cpu_computes_bf16
 from patchssl.guard import Guard
 from patchssl.resumable import Hardware
 from patchssl.resuming import Checkpoints
 from patchssl.run_folder import list_unreadable
 from patchssl.step_values import scheduled
-from patchssl.structs import SampleKeys, ViewGroup
+from patchssl.structs import ViewGroup
 from patchssl.student_teacher import StudentTeacher
 from patchssl.trainer import Trainer
 from patchssl.views import MultiCrop
@@ -26,7 +28,7 @@ from patchssl.watch import MeasureTeacher, Watch
 
 logger = logging.getLogger(__name__)
 
-Batch = tuple[list[ViewGroup], SampleKeys, list[UnreadableImage]]
+Batch = Loaded[list[ViewGroup]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Progress:
 
 def pretrain(
     networks: StudentTeacher,
-    source: ImageSource,
+    source: StoredSource,
     run: Path,
     *,
     device: str,
@@ -91,10 +93,10 @@ def pretrain(
         checkpoints = Checkpoints(run, trainer, source, hardware)
         step, skipped = checkpoints.begin(resume=resume)
         guard = Guard(trainer, source, run, precision=precision, skipped=skipped)
-        crop = MultiCrop(config.views, train.seed)
+        division = ViewsByWorkers(MultiCrop(config.views, train.seed))
         share = Share(ranks.rank(), ranks.world_size(), train.accumulate)
         batches = TrainingBatches(
-            source, crop, batch_size=train.batch_size, num_steps=num_steps, seed=train.seed, share=share
+            source, division, batch_size=train.batch_size, num_steps=num_steps, seed=train.seed, share=share
         )
         bad_images = BadImages(len(source), config.data.max_bad_fraction)
         loaded = iterate(batches, first_step=step, workers=workers, pin_memory=device.startswith("cuda"))
@@ -116,17 +118,16 @@ def pretrain(
                     if ranks.any_of(batch is None):
                         break
                     assert batch is not None
-                    decoded, keys, bad = batch
                     watch.waited()
                     values = scheduled(config, step, num_steps)
-                    outcome = trainer.step(decoded, keys, values)
+                    outcome = trainer.step(batch.made, batch.keys, values)
                     guard.count(step, outcome)
                     watch.stepped(step, values, outcome, train.batch_size, skipped_steps=guard.skipped.total)
                     with ranks.failing_alike():
-                        guard.check(step, outcome, decoded, keys)
+                        guard.check(step, outcome, batch.made, batch.keys)
                     step += 1
                     on_step(Progress(step, num_steps, step * train.batch_size, outcome.loss))
-                    stopping, found = _agreed(stop_requested(), bad)
+                    stopping, found = _agreed(stop_requested(), batch.bad)
                     with ranks.failing_alike():
                         for image in bad_images.add(found):
                             logger.warning("unreadable image left out: %s", image)

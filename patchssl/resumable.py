@@ -28,7 +28,11 @@ class Effect(Enum):
 
 
 _EFFECTS: Mapping[str, Mapping[Effect, str]] = {
-    "data": {Effect.RESULT: "exif_orientation", Effect.NONE: "workers max_bad_fraction"},
+    "data": {
+        Effect.RESULT: "exif_orientation cache_side shuffle_buffer",
+        Effect.ROUNDING: "division",
+        Effect.NONE: "workers max_bad_fraction cache_images",
+    },
     "views": {
         Effect.RESULT: "global_size local_size num_global num_local global_scale local_scale ratio flip_probability "
         "shared_geometry"

@@ -69,6 +69,21 @@ class ViewGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class CropPlan:
+    """Where the views of B images lie, and at what size the images are decoded for them.
+
+    Attributes:
+        sides: px, of the views of each group: the global ones and, unless there are none, the local ones.
+        boxes: of each group, leading dimensions (B, V); in pixels of the images as they are stored.
+        reductions: (B,) int64: 1, 2, 4 or 8; a decoded pixel shows so many stored ones each way.
+    """
+
+    sides: tuple[int, ...]
+    boxes: tuple[Boxes, ...]
+    reductions: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class BatchViews:
     """All views of a batch, normalised, on the device of the networks.
 

@@ -1,4 +1,4 @@
-"""Multi-crop: image → boxes and flips → pixels of every view."""
+"""Multi-crop: which boxes of images the views show, and at what size images are decoded for them."""
 
 import numpy as np
 import torch
@@ -8,11 +8,19 @@ from torch import Tensor
 from patchssl.config import ViewsConfig
 from patchssl.draws import uniforms
 from patchssl.geometry import NUM_BOX_UNIFORMS, draw_boxes
-from patchssl.structs import Boxes, SampleKeys, ViewGroup
+from patchssl.structs import Boxes, CropPlan, SampleKeys
+
+# Shorter boxes keep their fractions of a pixel, which would distort them (a local view of a CIFAR image is some 10 px
+# wide); for longer ones, as in torchvision's random resized crop, whole pixels are near enough and quicker to cut out.
+_LEAST_WHOLE_PX = 32
+# A decoder that makes a smaller picture averages blocks; with so many of its pixels for one of the view, what a good
+# filter would have kept apart from aliases is still there.
+_LEAST_OVERSAMPLING = 2
+REDUCTIONS = (1, 2, 4, 8)
 
 
 class MultiCrop:
-    """Cuts the views of a batch out of its images; called in loader processes.
+    """Draws which views of a batch show what.
 
     Views are numbered, global ones first; the box and flip of view v of a sample follow from
     (seed, epoch, sample index, v) and the size of the image.
@@ -22,31 +30,27 @@ class MultiCrop:
         """Keep the settings."""
         self.views, self.seed = views, seed
 
-    def __call__(self, images: list[Image.Image], keys: SampleKeys) -> list[ViewGroup]:
-        """Make the views of B images.
+    def plan(self, sizes: Tensor, keys: SampleKeys, reducible: Tensor | None = None) -> CropPlan:
+        """Draw where the views of images lie, and say how small the images may be decoded.
 
-        Returns:
-            The global and, unless there are none, the local views: pixels (B, V, 3, side, side) uint8.
-        """
-        sizes = torch.tensor([(image.height, image.width) for image in images])  # (B, 2)
-        return [ViewGroup(self._pixels(images, boxes, side), boxes) for side, boxes in self.boxes(sizes, keys)]
-
-    def boxes(self, sizes: Tensor, keys: SampleKeys) -> list[tuple[int, Boxes]]:
-        """Draw where the views of images lie.
+        An image is reduced as far as every view of it still has two decoded pixels for each of its own. Boxes of 32 or
+        more decoded pixels each way have their edges between whole ones.
 
         Args:
-            sizes: (B, 2) height and width, px.
+            sizes: (B, 2) height and width of the images as they are stored, px.
             keys: the B samples.
-
-        Returns:
-            For the global and, unless there are none, the local views: their side in px, and their boxes (B, V).
+            reducible: (B,) bool, which images can be decoded smaller; None: none of them.
         """
         views = self.views
-        groups = [(views.global_size, self._boxes(sizes, keys, 0, views.num_global, views.global_scale))]
+        sides = [views.global_size]
+        drawn = [self._boxes(sizes, keys, 0, views.num_global, views.global_scale)]
         if views.num_local:
-            local = self._boxes(sizes, keys, views.num_global, views.num_local, views.local_scale)
-            groups.append((views.local_size, local))
-        return groups
+            sides.append(views.local_size)
+            drawn.append(self._boxes(sizes, keys, views.num_global, views.num_local, views.local_scale))
+        reductions = _reductions(
+            sides, drawn, torch.zeros(len(sizes), dtype=torch.bool) if reducible is None else reducible
+        )
+        return CropPlan(tuple(sides), tuple(_on_pixels(boxes, sizes, reductions) for boxes in drawn), reductions)
 
     def _boxes(
         self, sizes: Tensor, keys: SampleKeys, first_view: int, num_views: int, scale: tuple[float, float]
@@ -63,17 +67,26 @@ class MultiCrop:
         corners = draw_boxes(numbers[..., :-1], height, width, scale=scale, ratio=self.views.ratio)
         return Boxes(corners, numbers[..., -1] < self.views.flip_probability)
 
-    @staticmethod
-    def _pixels(images: list[Image.Image], boxes: Boxes, side: int) -> Tensor:
-        """(B, V, 3, side, side) uint8."""
-        pixels = np.empty((*boxes.flipped.shape, side, side, 3), dtype=np.uint8)
-        for row, image in enumerate(images):
-            for view, (corners, flip) in enumerate(
-                zip(boxes.corners[row].tolist(), boxes.flipped[row].tolist(), strict=True)
-            ):
-                pixels[row, view] = crop(image, corners, side, flip=flip)
-        # (B, V, side, side, 3) -> (B, V, 3, side, side)
-        return torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).contiguous()
+
+def _reductions(sides: list[int], drawn: list[Boxes], reducible: Tensor) -> Tensor:
+    """(B,) int64, the largest of REDUCTIONS that leaves enough of the least box of each image."""
+    room = torch.stack(
+        [boxes.corners[..., 2:].amin((1, 2)) / side for side, boxes in zip(sides, drawn, strict=True)]
+    ).amin(0)  # (B,)
+    steps = torch.tensor(REDUCTIONS)
+    fitting = (room[:, None] >= steps * _LEAST_OVERSAMPLING).sum(1).clamp(min=1)
+    return torch.where(reducible, steps[fitting - 1], 1)
+
+
+def _on_pixels(boxes: Boxes, sizes: Tensor, reductions: Tensor) -> Boxes:
+    """Move the edges of large boxes between decoded pixels, at most half a one."""
+    unit = reductions[:, None, None].double()
+    first, last = boxes.corners[..., :2], boxes.corners[..., :2] + boxes.corners[..., 2:]
+    ends = (sizes[:, None] / unit).floor()
+    first, last = ((edge / unit).round().minimum(ends) * unit for edge in (first, last))
+    whole = torch.cat((first, last - first), dim=-1)
+    large = (boxes.corners[..., 2:] >= _LEAST_WHOLE_PX * unit).all(-1, keepdim=True)
+    return Boxes(torch.where(large, whole, boxes.corners), boxes.flipped)
 
 
 def crop(

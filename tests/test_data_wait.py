@@ -114,13 +114,20 @@ class Slow:
     classes: tuple[str, ...] = ()
     name: str = "slow"
     location: str = "slow"
+    apply_exif: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def read(self, index: int) -> Image.Image:
+        return Image.fromarray(self.fetch(index))
+
+    def where(self, index: int) -> str:
+        return self.ids[index]
+
+    def fetch(self, index: int) -> NDArray[np.uint8]:
         time.sleep(self.seconds)
-        return Image.fromarray(np.random.default_rng(index).integers(256, size=(20, 24, 3), dtype=np.uint8))
+        return np.random.default_rng(index).integers(256, size=(20, 24, 3), dtype=np.uint8)
 
     def fingerprint(self) -> str:
         return "slow"

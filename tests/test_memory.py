@@ -167,10 +167,10 @@ def taken(settings: Config, precision: str) -> tuple[int, int, int]:
     trainer = Trainer(networks, device="cpu", precision=precision)
     num = settings.train.batch_size
     keys = SampleKeys(torch.zeros(num, dtype=torch.int64), torch.arange(num))
-    boxes = MultiCrop(settings.views, settings.train.seed).boxes(torch.tensor([(375, 500)] * num), keys)
+    crops = MultiCrop(settings.views, settings.train.seed).plan(torch.tensor([(375, 500)] * num), keys)
     views = [
         ViewGroup(torch.randint(256, (*found.flipped.shape, 3, side, side), dtype=torch.uint8), found)
-        for side, found in boxes
+        for side, found in zip(crops.sides, crops.boxes, strict=True)
     ]
     with LiveBytes([*networks.student.parameters(), *networks.teacher.parameters()]) as live:
         trainer.losses(views, keys, scheduled(settings, 2, 4))

@@ -16,7 +16,7 @@ from patchssl.cli.progress import training_progress
 
 if TYPE_CHECKING:
     from patchssl.config import Config
-    from patchssl.data.images import ImageSource
+    from patchssl.data.images import StoredSource
     from patchssl.evaluate.online_knn import OnlineKnn
     from patchssl.resumable import Hardware
     from patchssl.run_folder import Start
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 def run_training(
     config: "Config",
-    images: "ImageSource",
+    images: "StoredSource",
     output: Path,
     *,
     resume: bool,
@@ -80,7 +80,7 @@ class _Ready:
 
 
 def _begin(
-    config: "Config", images: "ImageSource", output: Path, *, resume: bool, overwrite: bool, stack: ExitStack
+    config: "Config", images: "StoredSource", output: Path, *, resume: bool, overwrite: bool, stack: ExitStack
 ) -> _Ready:
     """Build networks and prepare the run folder, which an error leaves as it was; the log file joins the stack."""
     import torch

@@ -3,10 +3,14 @@
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from patchssl.errors import DataError
@@ -18,6 +22,10 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 
 # Only these decoders run, whatever a file's name says; Pillow's others reach as far as starting Ghostscript.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "TIFF", "WEBP")
+
+_ORIENTATION = 0x0112
+# Turned by a quarter or mirrored along a diagonal, so that height and width change places.
+_LYING = (5, 6, 7, 8)
 
 
 class UnreadableImage(DataError):  # noqa: N818 - it says what came, as the report does
@@ -38,37 +46,128 @@ class UnreadableImage(DataError):  # noqa: N818 - it says what came, as the repo
 
 
 def read_image(path: str | os.PathLike[str], *, apply_exif: bool) -> Image.Image:
-    """Read a file as 8-bit RGB.
-
-    CMYK and palettes are converted, 16-bit values scaled to 8 bits, transparent parts laid over white.
-
-    Args:
-        path: the file.
-        apply_exif: turn the picture upright by its EXIF orientation. The reference evaluations do not.
+    """Read a file as 8-bit RGB; see `decode`.
 
     Raises:
-        UnreadableImage: missing, truncated, no image, of no known kind, or above MAX_PIXELS.
+        UnreadableImage: as `file_content` and `decode` do.
+    """
+    return decode(file_content(path), str(path), apply_exif=apply_exif)
+
+
+def file_content(path: str | os.PathLike[str]) -> bytes:
+    """Read a file.
+
+    Raises:
+        UnreadableImage: it is missing or cannot be opened.
     """
     try:
-        with Path(path).open("rb") as file:
-            return _decode(file, str(path), apply_exif)
+        return Path(path).read_bytes()
     except OSError as error:
         raise UnreadableImage(str(path), error.strerror or "cannot be opened") from None
     except ValueError as error:  # a name that no file can have
         raise UnreadableImage(str(path), f"cannot be opened: {error}") from None
 
 
-def _decode(file: BinaryIO, name: str, apply_exif: bool) -> Image.Image:
+def decode(content: bytes, name: str, *, apply_exif: bool) -> Image.Image:
+    """Decode the content of an image file to 8-bit RGB.
+
+    CMYK and palettes are converted, 16-bit values scaled to 8 bits, transparent parts laid over white.
+
+    Args:
+        content: of the file.
+        name: for messages.
+        apply_exif: turn the picture upright by its EXIF orientation. The reference evaluations do not.
+
+    Raises:
+        UnreadableImage: truncated, no image, of no known kind, or above MAX_PIXELS.
+    """
+    opened = open_image(content, name, apply_exif=apply_exif)
+    return opened.decoded()
+
+
+@dataclass(frozen=True)
+class OpenedImage:
+    """An image file whose size is known and whose pixels are not decoded yet.
+
+    Attributes:
+        image: as Pillow opened it.
+        name: for messages.
+        apply_exif: turn the picture upright.
+    """
+
+    image: Image.Image
+    name: str
+    apply_exif: bool
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Height and width of the picture, upright where it is to be turned."""
+        width, height = self.image.size
+        with _as_unreadable(self.name), _without_warnings():
+            lies = self.apply_exif and self.image.getexif().get(_ORIENTATION) in _LYING
+        return (width, height) if lies else (height, width)
+
+    @property
+    def is_reducible(self) -> bool:
+        """Whether its decoder can make a smaller picture for less work: JPEG's, by 2, 4 and 8."""
+        return self.image.format == "JPEG"
+
+    def decoded(self, reduction: int = 1) -> Image.Image:
+        """Decode as 8-bit RGB; only once.
+
+        Args:
+            reduction: 1, or for JPEG 2, 4 or 8: a pixel shows so many pixels of the file each way; the last ones of
+                rows and columns show what is left.
+
+        Raises:
+            UnreadableImage: truncated, damaged, or of no known range.
+        """
+        with _as_unreadable(self.name), _without_warnings(), self.image as image:
+            if reduction > 1:
+                width, height = image.size
+                # It takes the largest reduction that leaves at least this size.
+                image.draft(None, (max(1, width // reduction), max(1, height // reduction)))
+                if image.size != (-(-width // reduction), -(-height // reduction)):
+                    raise ValueError(f"the decoder makes {image.size} of {(width, height)} px reduced by {reduction}")
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image) if self.apply_exif else image)
+
+    def pixels(self, reduction: int = 1) -> NDArray[np.uint8]:
+        """The same as an array (h, w, 3)."""
+        return np.array(self.decoded(reduction))
+
+
+def open_image(content: bytes, name: str, *, apply_exif: bool) -> OpenedImage:
+    """Look at the header of an image file.
+
+    Args:
+        content: of the file.
+        name: for messages.
+        apply_exif: turn the picture upright.
+
+    Raises:
+        UnreadableImage: empty, of no known kind, or above MAX_PIXELS.
+    """
+    with _as_unreadable(name, content), _without_warnings():
+        image = Image.open(BytesIO(content), formats=_FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise UnreadableImage(name, _too_large(image.width * image.height))
+        return OpenedImage(image, name, apply_exif)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """A file is used or left out with a reason; warnings about its metadata or size would add nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _as_unreadable(name: str, content: bytes | None = None) -> Iterator[None]:
+    """Say in words why Pillow fails."""
     try:
-        with warnings.catch_warnings():
-            # A file is used or left out with a reason; warnings about its metadata or size would add nothing.
-            warnings.simplefilter("ignore")
-            with Image.open(file, formats=_FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise UnreadableImage(name, _too_large(image.width * image.height))
-                image.load()
-                upright = ImageOps.exif_transpose(image) if apply_exif else image
-                return to_rgb(upright)
+        yield
     except UnreadableImage:
         raise
     except Image.DecompressionBombError as error:
@@ -76,9 +175,8 @@ def _decode(file: BinaryIO, name: str, apply_exif: bool) -> Image.Image:
         found = re.search(r"\d+", str(error))
         raise UnreadableImage(name, _too_large(int(found[0])) if found else str(error)) from None
     except UnidentifiedImageError:
-        empty = os.fstat(file.fileno()).st_size == 0
-        reason = "is empty (0 bytes)" if empty else f"is not an image of a known format ({', '.join(_FORMATS)})"
-        raise UnreadableImage(name, reason) from None
+        known = f"is not an image of a known format ({', '.join(_FORMATS)})"
+        raise UnreadableImage(name, "is empty (0 bytes)" if content == b"" else known) from None
     # Pillow's decoders raise many kinds of errors on damaged files, struct.error and IndexError among them.
     except Exception as error:
         raise UnreadableImage(name, f"cannot be decoded: {str(error) or type(error).__name__}") from None

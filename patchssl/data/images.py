@@ -4,13 +4,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from patchssl.data.decode import read_image
+from patchssl.data.decode import decode, file_content
+
+#: What is kept of an image: the bytes of an image file, or RGB pixels (h, w, 3) uint8.
+Stored: TypeAlias = bytes | NDArray[np.uint8]
 
 
 class ImageSource(Protocol):
@@ -59,6 +62,23 @@ class ImageSource(Protocol):
         ...
 
 
+class StoredSource(ImageSource, Protocol):
+    """A fixed list of images whose reading can be told from their decoding."""
+
+    @property
+    def apply_exif(self) -> bool:
+        """Whether pictures are turned upright by their EXIF orientation."""
+        ...
+
+    def where(self, index: int) -> str:
+        """How messages name an image, so that it is found."""
+        ...
+
+    def fetch(self, index: int) -> Stored:
+        """Get an image as it is kept, without decoding it; raises UnreadableImage."""
+        ...
+
+
 @dataclass(frozen=True)
 class FileSource:
     """Image files below a root."""
@@ -76,7 +96,15 @@ class FileSource:
 
     def read(self, index: int) -> Image.Image:
         """Decode one image as RGB; raises UnreadableImage."""
-        return read_image(self.root / self.ids[index], apply_exif=self.apply_exif)
+        return decode(file_content(self.root / self.ids[index]), self.where(index), apply_exif=self.apply_exif)
+
+    def where(self, index: int) -> str:
+        """The file's path."""
+        return str(self.root / self.ids[index])
+
+    def fetch(self, index: int) -> Stored:
+        """The file's content; raises UnreadableImage."""
+        return file_content(self.root / self.ids[index])
 
     def fingerprint(self) -> str:
         """Hash of every relative path, size in bytes and label; contents are not read."""
@@ -107,6 +135,7 @@ class ArraySource:
     classes: tuple[str, ...]
     name: str
     location: str
+    apply_exif: bool = False
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -114,6 +143,15 @@ class ArraySource:
     def read(self, index: int) -> Image.Image:
         """One image as RGB."""
         return Image.fromarray(self.pixels[index])
+
+    def where(self, index: int) -> str:
+        """The path as it was given and the name."""
+        return f"{self.location}: {self.ids[index]}"
+
+    def fetch(self, index: int) -> Stored:
+        """The pixels."""
+        pixels: NDArray[np.uint8] = self.pixels[index]
+        return pixels
 
     def fingerprint(self) -> str:
         """Hash of all pixels and labels."""

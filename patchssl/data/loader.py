@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -15,13 +15,14 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from patchssl.data.decode import UnreadableImage
-from patchssl.data.images import ImageSource
+from patchssl.data.images import StoredSource
+from patchssl.data.samples import ALONE, Opened, Reader, Samples, Share, StageClock
 from patchssl.errors import DataError, PatchsslError
-from patchssl.structs import SampleKeys
+from patchssl.structs import CropPlan, SampleKeys
 
 Made = TypeVar("Made")
 MadeFor = TypeVar("MadeFor", covariant=True)
@@ -31,31 +32,42 @@ _LET_END_S = 2.0
 _LOOK_EVERY_S = 1.0
 
 
-@dataclass(frozen=True)
-class Share:
-    """Which images of each batch a process takes.
-
-    Each of the parts in which a batch is taken is shared out evenly and in order, so that a part holds the same images
-    whatever the number of processes.
+@dataclass(frozen=True, slots=True)
+class Loaded(Generic[MadeFor]):
+    """What a process takes of a batch.
 
     Attributes:
-        rank: of the process.
-        num_processes: which share a batch.
-        num_parts: in which each takes its share, one after another.
+        made: of its images.
+        keys: of its samples.
+        bad: what could not be read.
+        seconds: what making it took, by stage: reading, decoding, augmenting (cutting views out).
     """
 
-    rank: int = 0
-    num_processes: int = 1
-    num_parts: int = 1
+    made: MadeFor
+    keys: SampleKeys
+    bad: list[UnreadableImage]
+    seconds: dict[str, float]
 
-    def of(self, batch_size: int) -> list[int]:
-        """The places in a batch, part after part; num_processes * num_parts divides the batch size."""
-        part, own = batch_size // self.num_parts, batch_size // (self.num_parts * self.num_processes)
-        starts = (number * part + self.rank * own for number in range(self.num_parts))
-        return [place for start in starts for place in range(start, start + own)]
+    def pin_memory(self) -> "Loaded[MadeFor]":
+        """The same in page-locked memory, as a data loader asks for before a copy to a GPU."""
+        made: Any = self.made
+        pinned: Any = [part.pin_memory() for part in made] if isinstance(made, list) else made.pin_memory()
+        return replace(self, made=pinned)
 
 
-class TrainingBatches(Dataset[tuple[Made, SampleKeys, list[UnreadableImage]]], Generic[Made]):
+class Division(Protocol[MadeFor]):
+    """What loader processes make of images."""
+
+    def plan(self, sizes: Tensor, keys: SampleKeys, reducible: Tensor) -> CropPlan:
+        """Say which parts of images (B, 2) high and wide are needed, and at what reduction they may be decoded."""
+        ...
+
+    def make(self, images: list[NDArray[np.uint8]], plan: CropPlan) -> MadeFor:
+        """Make what is handed on of the images (h, w, 3) as they were decoded."""
+        ...
+
+
+class TrainingBatches(Dataset[Loaded[Made]], Generic[Made]):
     """The batch of every training step.
 
     Step after step the source is gone through in an order shuffled anew for each epoch; a batch may begin in one
@@ -65,61 +77,59 @@ class TrainingBatches(Dataset[tuple[Made, SampleKeys, list[UnreadableImage]]], G
 
     def __init__(
         self,
-        source: ImageSource,
-        make: Callable[[list[Image.Image], SampleKeys], Made],
+        source: StoredSource,
+        division: Division[Made],
         *,
         batch_size: int,
         num_steps: int,
         seed: int,
-        share: Share = Share(),
+        share: Share = ALONE,
     ) -> None:
         """Keep what is needed to make any batch.
 
         Args:
             source: the images.
-            make: turns the RGB images of a batch and their keys into what is handed on.
+            division: turns the images of a batch into what is handed on.
             batch_size: images in a batch, of all processes together.
             num_steps: steps of the whole training.
             seed: of the order.
             share: what this process takes of it.
         """
-        self.source, self.make, self.share = source, make, share
-        self.batch_size, self.num_steps, self.seed = batch_size, num_steps, seed
-        self._order: tuple[int, NDArray[np.int64]] | None = None
+        self.source, self.division = source, division
+        self.samples = Samples(source, batch_size=batch_size, seed=seed, share=share)
+        self.num_steps = num_steps
 
     def __len__(self) -> int:
         return self.num_steps
 
-    def __getitem__(self, step: int) -> tuple[Made, SampleKeys, list[UnreadableImage]]:
-        """This process's share of the batch of a step, the keys of its samples, and what could not be read."""
-        start = step * self.batch_size
-        first, *samples = (self._sample(start + place) for place in (0, *self.share.of(self.batch_size)))
-        epochs, indices = zip(*samples, strict=True)
-        keys = SampleKeys(torch.tensor(epochs), torch.tensor(indices), first_of_batch=first)
-        images, bad = [], list[UnreadableImage]()
-        for index in keys.index.tolist():
-            images.append(self._readable(index, bad))
-        return self.make(images, keys), keys, bad
+    def __getitem__(self, step: int) -> Loaded[Made]:
+        """This process's share of the batch of a step."""
+        keys, clock = self.samples.of_step(step), StageClock()
+        reader = Reader(self.source, clock)
+        rows = [reader.first(index) for index in keys.index.tolist()]
+        images, plan = self._decoded(reader, rows, keys)
+        with clock.stage("augmenting"):
+            made = self.division.make(images, plan)
+        return Loaded(made, keys, reader.bad, clock.seconds)
 
-    def _sample(self, number: int) -> tuple[int, int]:
-        """Epoch and index in the source of a sample, numbered from the start of the training."""
-        epoch, position = divmod(number, len(self.source))
-        return epoch, int(self._epoch_order(epoch)[position])
-
-    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.source))
-        return self._order[1]
-
-    def _readable(self, index: int, bad: list[UnreadableImage]) -> Image.Image:
-        for offset in range(len(self.source)):
-            try:
-                return self.source.read((index + offset) % len(self.source))
-            except UnreadableImage as error:
-                bad.append(error)
-        raise DataError(
-            f"none of the {len(self.source)} images of {self.source.location} can be read; the first: {bad[0]}"
-        )
+    def _decoded(
+        self, reader: Reader, rows: list[Opened], keys: SampleKeys
+    ) -> tuple[list[NDArray[np.uint8]], CropPlan]:
+        """Decode images as far as their views need; where one is damaged the next takes its place, and its size."""
+        while True:
+            sizes = torch.tensor([opened.size_px for opened in rows])
+            plan = self.division.plan(sizes, keys, torch.tensor([opened.is_reducible for opened in rows]))
+            images = [
+                reader.decoded(opened, reduction)
+                for opened, reduction in zip(rows, plan.reductions.tolist(), strict=True)
+            ]
+            whole = [image for image in images if image is not None]
+            if len(whole) == len(images):
+                return whole, plan
+            rows = [
+                reader.again(opened) if image is not None else reader.next_after(opened)
+                for opened, image in zip(rows, images, strict=True)
+            ]
 
 
 class Steps(Protocol[MadeFor]):
@@ -127,14 +137,10 @@ class Steps(Protocol[MadeFor]):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, step: int) -> tuple[MadeFor, SampleKeys, list[UnreadableImage]]:
-        """What was made, the keys of its samples, and what could not be read."""
-        ...
+    def __getitem__(self, step: int) -> MadeFor: ...
 
 
-def iterate(
-    batches: Steps[Made], *, first_step: int, workers: int, pin_memory: bool
-) -> Generator[tuple[Made, SampleKeys, list[UnreadableImage]], None, None]:
+def iterate(batches: Steps[Made], *, first_step: int, workers: int, pin_memory: bool) -> Generator[Made, None, None]:
     """The batches from first_step to the last, made ahead of time by worker processes, which are started here.
 
     Args:

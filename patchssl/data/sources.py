@@ -10,7 +10,7 @@ import numpy as np
 
 from patchssl.data.cifar import is_cifar, open_cifar
 from patchssl.data.decode import IMAGE_SUFFIXES
-from patchssl.data.images import FileSource, ImageSource
+from patchssl.data.images import FileSource, ImageSource, StoredSource
 from patchssl.data.tables import classes_table, labelled_table, unlabelled_table
 from patchssl.errors import DataError
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 TEST_FOLDERS = ("val", "test")
 
 
-def open_unlabelled(path: str | os.PathLike[str], *, apply_exif: bool = True) -> ImageSource:
+def open_unlabelled(path: str | os.PathLike[str], *, apply_exif: bool = True) -> StoredSource:
     """Open DATA of `pretrain` and `embed`: all images of a folder at any depth, a CIFAR folder's training part, a CSV.
 
     Raises:

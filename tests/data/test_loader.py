@@ -9,18 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from patchssl.config import ViewsConfig
+from patchssl.cutting import ViewsByWorkers
 from patchssl.data.decode import UnreadableImage
 from patchssl.data.images import ArraySource
-from patchssl.data.loader import BadImages, Share, TrainingBatches, iterate, tell_unless_broken_off
+from patchssl.data.loader import BadImages, Loaded, TrainingBatches, iterate, tell_unless_broken_off
+from patchssl.data.samples import Share
 from patchssl.data.sources import open_unlabelled
 from patchssl.errors import DataError
-from patchssl.structs import SampleKeys, ViewGroup
+from patchssl.structs import CropPlan, SampleKeys, ViewGroup
 from patchssl.views import MultiCrop
 
-Batch = tuple[list[ViewGroup], SampleKeys, list[UnreadableImage]]
+Batch = Loaded[list[ViewGroup]]
 VIEWS = ViewsConfig(global_size=16, local_size=8, num_local=2)
 
 
@@ -30,29 +33,40 @@ def numbered(num: int) -> ArraySource:
     return ArraySource(pixels, tuple(map(str, range(num))), None, (), "numbered", "memory")
 
 
-def shown(images: list[Image.Image], keys: SampleKeys) -> list[int]:
-    """Instead of views: the numbers that the images hold."""
-    assert len(images) == len(keys)
-    return [int(np.asarray(image)[0, 0, 0]) for image in images]
+class Whole:
+    """Instead of views: the images themselves."""
+
+    def plan(self, sizes: torch.Tensor, keys: SampleKeys, reducible: torch.Tensor) -> CropPlan:
+        assert len(sizes) == len(keys) == len(reducible)
+        return CropPlan((), (), torch.ones(len(keys), dtype=torch.int64))
+
+    def make(self, images: list[NDArray[np.uint8]], plan: CropPlan) -> list[NDArray[np.uint8]]:
+        return images
+
+
+def numbers(loaded: Loaded[list[NDArray[np.uint8]]]) -> list[int]:
+    """That the images hold."""
+    assert len(loaded.made) == len(loaded.keys)
+    return [int(image[0, 0, 0]) for image in loaded.made]
 
 
 def multicrop(num: int, *, seed: int = 3, num_steps: int = 6) -> TrainingBatches[list[ViewGroup]]:
     pixels = np.random.default_rng(0).integers(0, 256, (num, 12, 20, 3), dtype=np.uint8)
     source = ArraySource(pixels, tuple(map(str, range(num))), None, (), "noise", "memory")
-    return TrainingBatches(source, MultiCrop(VIEWS, seed), batch_size=4, num_steps=num_steps, seed=seed)
+    return TrainingBatches(source, ViewsByWorkers(MultiCrop(VIEWS, seed)), batch_size=4, num_steps=num_steps, seed=seed)
 
 
 def same(one: Batch, other: Batch) -> bool:
     """Bit by bit."""
     return (
-        torch.equal(one[1].epoch, other[1].epoch)
-        and torch.equal(one[1].index, other[1].index)
-        and len(one[0]) == len(other[0]) == 2
+        torch.equal(one.keys.epoch, other.keys.epoch)
+        and torch.equal(one.keys.index, other.keys.index)
+        and len(one.made) == len(other.made) == 2
         and all(
             torch.equal(ours.pixels, theirs.pixels)
             and torch.equal(ours.boxes.corners, theirs.boxes.corners)
             and torch.equal(ours.boxes.flipped, theirs.boxes.flipped)
-            for ours, theirs in zip(one[0], other[0], strict=True)
+            for ours, theirs in zip(one.made, other.made, strict=True)
         )
     )
 
@@ -61,25 +75,26 @@ def same(one: Batch, other: Batch) -> bool:
 def test_every_image_comes_once_per_epoch(num_images: int, batch_size: int) -> None:
     """Batches span epochs, and may be larger than the source."""
     batches = TrainingBatches(
-        numbered(num_images), shown, batch_size=batch_size, num_steps=3 * num_images, seed=0
+        numbered(num_images), Whole(), batch_size=batch_size, num_steps=3 * num_images, seed=0
     )  # as many samples as fill 3 * batch_size epochs
     assert len(batches) == 3 * num_images
     seen: list[tuple[int, int]] = []
     for step in range(len(batches)):
-        images, keys, bad = batches[step]
-        assert images == keys.index.tolist()
+        loaded = batches[step]
+        keys = loaded.keys
+        assert numbers(loaded) == keys.index.tolist()
         assert keys.epoch.tolist() == [
             number // num_images for number in range(step * batch_size, (step + 1) * batch_size)
         ]
-        assert bad == []
+        assert loaded.bad == []
         seen += zip(keys.epoch.tolist(), keys.index.tolist(), strict=True)
     expected = {(epoch, index) for epoch in range(3 * batch_size) for index in range(num_images)}
     assert Counter(seen) == Counter(expected)
 
 
 def order(seed: int, batch_size: int) -> list[int]:
-    batches = TrainingBatches(numbered(40), shown, batch_size=batch_size, num_steps=80 // batch_size, seed=seed)
-    return [index for step in range(len(batches)) for index in batches[step][1].index.tolist()]
+    batches = TrainingBatches(numbered(40), Whole(), batch_size=batch_size, num_steps=80 // batch_size, seed=seed)
+    return [index for step in range(len(batches)) for index in batches[step].keys.index.tolist()]
 
 
 def test_the_order_follows_from_seed_and_epoch_alone() -> None:
@@ -139,21 +154,22 @@ def test_shares_of_all_processes_make_the_parts_of_a_batch(num: int, num_parts: 
 def test_processes_together_have_the_batches_of_one() -> None:
     """Across epochs, and with boxes that a whole batch shares."""
     views = VIEWS.model_copy(update={"shared_geometry": True})
-    source, crop = numbered(10), MultiCrop(views, 3)
+    source, crop = numbered(10), ViewsByWorkers(MultiCrop(views, 3))
 
     def batches(share: Share) -> TrainingBatches[list[ViewGroup]]:
         return TrainingBatches(source, crop, batch_size=8, num_steps=4, seed=3, share=share)
 
     for step in range(4):
-        whole, keys, _ = batches(Share())[step]
+        whole = batches(Share())[step]
+        keys = whole.keys
         parts = [batches(Share(rank, 2, 2))[step] for rank in range(2)]
         places = torch.tensor([place for rank in range(2) for place in Share(rank, 2, 2).of(8)])
-        assert torch.cat([part[1].index for part in parts]).tolist() == keys.index[places].tolist()
-        assert torch.cat([part[1].epoch for part in parts]).tolist() == keys.epoch[places].tolist()
-        for group, theirs in enumerate(whole):
-            assert torch.equal(torch.cat([part[0][group].pixels for part in parts]), theirs.pixels[places])
+        assert torch.cat([part.keys.index for part in parts]).tolist() == keys.index[places].tolist()
+        assert torch.cat([part.keys.epoch for part in parts]).tolist() == keys.epoch[places].tolist()
+        for group, theirs in enumerate(whole.made):
+            assert torch.equal(torch.cat([part.made[group].pixels for part in parts]), theirs.pixels[places])
             assert torch.equal(
-                torch.cat([part[0][group].boxes.corners for part in parts]), theirs.boxes.corners[places]
+                torch.cat([part.made[group].boxes.corners for part in parts]), theirs.boxes.corners[places]
             )
 
 
@@ -169,20 +185,17 @@ def damaged(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def sizes_and_keys(images: list[Image.Image], keys: SampleKeys) -> list[bytes]:
-    return [image.tobytes() for image in images]
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_truncated_images_give_way_to_the_next_readable_one(workers: int, damaged: Path) -> None:
     source = open_unlabelled(damaged)
-    batches = TrainingBatches(source, sizes_and_keys, batch_size=10, num_steps=10, seed=0)
+    batches = TrainingBatches(source, Whole(), batch_size=10, num_steps=10, seed=0)
     bad_images = BadImages(len(source), 0.05)
     images: dict[int, bytes] = {}
     told = []
-    for made, keys, bad in iterate(batches, first_step=0, workers=workers, pin_memory=False):
-        images.update(zip(keys.index.tolist(), made, strict=True))
-        told += bad_images.add(bad)
+    for loaded in iterate(batches, first_step=0, workers=workers, pin_memory=False):
+        made = [image.tobytes() for image in loaded.made]
+        images.update(zip(loaded.keys.index.tolist(), made, strict=True))
+        told += bad_images.add(loaded.bad)
     assert len(images) == 100
     for number, instead in ((7, 9), (8, 9), (50, 51)):
         assert images[number] == images[instead] == source.read(instead).tobytes()
@@ -194,17 +207,17 @@ def test_truncated_images_give_way_to_the_next_readable_one(workers: int, damage
 def test_the_last_image_gives_way_to_the_first(tmp_path: Path) -> None:
     Image.new("RGB", (2, 2), "red").save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")
-    batch, keys, bad = TrainingBatches(open_unlabelled(tmp_path), shown, batch_size=2, num_steps=1, seed=0)[0]
-    assert batch == [255, 255]
-    assert sorted(keys.index.tolist()) == [0, 1]
-    assert [error.reason for error in bad] == ["is empty (0 bytes)"]
+    loaded = TrainingBatches(open_unlabelled(tmp_path), Whole(), batch_size=2, num_steps=1, seed=0)[0]
+    assert numbers(loaded) == [255, 255]
+    assert sorted(loaded.keys.index.tolist()) == [0, 1]
+    assert [error.reason for error in loaded.bad] == ["is empty (0 bytes)"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_source_without_a_readable_image(workers: int, tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         (tmp_path / name).write_text("no image")
-    batches = TrainingBatches(open_unlabelled(tmp_path), shown, batch_size=2, num_steps=1, seed=0)
+    batches = TrainingBatches(open_unlabelled(tmp_path), Whole(), batch_size=2, num_steps=1, seed=0)
     with pytest.raises(
         DataError, match=r"^none of the 3 images of .* can be read; the first: .*\.jpg: is not"
     ) as caught:
