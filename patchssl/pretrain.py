@@ -5,30 +5,29 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from patchssl import ranks
-from patchssl.cutting import ViewsByWorkers
 from patchssl.data.decode import UnreadableImage
 from patchssl.data.images import StoredSource
-from patchssl.data.loader import BadImages, Loaded, TrainingBatches, iterate
+from patchssl.data.loader import BadImages, Loaded
 from patchssl.data.samples import Share
 from patchssl.environment import cpu_computes_bf16
+from patchssl.feeding import feed
 from patchssl.guard import Guard
 from patchssl.resumable import Hardware
 from patchssl.resuming import Checkpoints
 from patchssl.run_folder import list_unreadable
 from patchssl.step_values import scheduled
-from patchssl.structs import ViewGroup
 from patchssl.student_teacher import StudentTeacher
 from patchssl.trainer import Trainer
-from patchssl.views import MultiCrop
 from patchssl.watch import MeasureTeacher, Watch
 
 logger = logging.getLogger(__name__)
 
-Batch = Loaded[list[ViewGroup]]
+Batch = Loaded[Any]
 
 
 @dataclass(frozen=True)
@@ -93,13 +92,10 @@ def pretrain(
         checkpoints = Checkpoints(run, trainer, source, hardware)
         step, skipped = checkpoints.begin(resume=resume)
         guard = Guard(trainer, source, run, precision=precision, skipped=skipped)
-        division = ViewsByWorkers(MultiCrop(config.views, train.seed))
         share = Share(ranks.rank(), ranks.world_size(), train.accumulate)
-        batches = TrainingBatches(
-            source, division, batch_size=train.batch_size, num_steps=num_steps, seed=train.seed, share=share
-        )
+        images = feed(config, source, device=trainer.fabric.device, num_steps=num_steps, share=share, workers=workers)
         bad_images = BadImages(len(source), config.data.max_bad_fraction)
-        loaded = iterate(batches, first_step=step, workers=workers, pin_memory=device.startswith("cuda"))
+        loaded = images.iterate(first_step=step, pin_memory=device.startswith("cuda"))
         try:
             with (
                 closing(loaded),
@@ -109,7 +105,7 @@ def pretrain(
                     num_images=len(source),
                     num_steps=num_steps,
                     first_step=step,
-                    workers=workers,
+                    workers=images.workers,
                     measure=measure,
                 ) as watch,
             ):
@@ -120,11 +116,12 @@ def pretrain(
                     assert batch is not None
                     watch.waited()
                     values = scheduled(config, step, num_steps)
-                    outcome = trainer.step(batch.made, batch.keys, values)
+                    views = images.cut(images.move(batch.made))
+                    outcome = trainer.step(views, batch.keys, values)
                     guard.count(step, outcome)
                     watch.stepped(step, values, outcome, train.batch_size, skipped_steps=guard.skipped.total)
                     with ranks.failing_alike():
-                        guard.check(step, outcome, batch.made, batch.keys)
+                        guard.check(step, outcome, views, batch.keys)
                     step += 1
                     on_step(Progress(step, num_steps, step * train.batch_size, outcome.loss))
                     stopping, found = _agreed(stop_requested(), batch.bad)

@@ -67,6 +67,10 @@ class ViewGroup:
         """The same with pixels in page-locked memory, as a data loader asks for before a copy to a GPU."""
         return ViewGroup(self.pixels.pin_memory(), self.boxes)
 
+    def to(self, device: torch.device) -> "ViewGroup":
+        """The same with pixels on a device; boxes stay where they are."""
+        return ViewGroup(self.pixels.to(device, non_blocking=True), self.boxes)
+
 
 @dataclass(frozen=True, slots=True)
 class CropPlan:

@@ -148,6 +148,7 @@ def test_a_slow_source_is_told_of_and_a_quick_one_is_not(
     }
     config = parse_config(
         {
+            "data": {"division": "views"},
             "views": {"global_size": 32, "local_size": 16, "num_local": 4},
             "model": model,
             "train": {"steps": 10, "batch_size": 4, "device": "cpu"},

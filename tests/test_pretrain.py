@@ -212,7 +212,7 @@ def test_unreadable_images_are_left_out_listed_and_too_many_stop(images: Path, t
     assert [line.split("\t")[0] for line in listed] == [str(cut)]
     for number in range(6):
         (images / f"more{number}.jpg").write_bytes(b"not an image")
-    with pytest.raises(DataError, match=r"3 of 40 images are unreadable, more than the allowed 5.0%"):
+    with pytest.raises(DataError, match=r"6 of 40 images are unreadable, more than the allowed 5.0%"):
         run(tiny(train={"steps": 20}), images, tmp_path / "other")
 
 

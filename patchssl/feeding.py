@@ -1,0 +1,158 @@
+"""How images become views on the training device: who does what, and the batches of every step."""
+
+import logging
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from patchssl.available_memory import device_memory
+from patchssl.config import Config
+from patchssl.cutting import ViewsByWorkers
+from patchssl.data.images import StoredSource
+from patchssl.data.loader import Loaded, Steps, TrainingBatches, iterate
+from patchssl.data.resident import MOST_BYTES, Resident, TooLargeError, is_small, load_resident
+from patchssl.data.samples import Samples, Share
+from patchssl.decoded_images import ImagesByWorkers, cut_decoded
+from patchssl.resampling import resample
+from patchssl.structs import CropPlan, ViewGroup
+from patchssl.views import MultiCrop
+
+logger = logging.getLogger(__name__)
+
+# Of the device's, that images may take where they are to be kept there.
+_MOST_OF_MEMORY = 0.5
+
+Division = Literal["views", "images", "resident"]
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """The way from a source to the views of every step.
+
+    Attributes:
+        division: of labour, as in data.division.
+        batches: what loader processes make for each step.
+        workers: so many of them; 0 where the main process does it.
+        move: what was made, to the training device.
+        cut: the views of that, on the training device, uint8.
+    """
+
+    division: Division
+    batches: Steps[Loaded[Any]]
+    workers: int
+    move: Callable[[Any], Any]
+    cut: Callable[[Any], list[ViewGroup]]
+
+    def iterate(self, *, first_step: int, pin_memory: bool = False) -> Generator[Loaded[Any], None, None]:
+        """What is made for each step, ahead of time by loader processes, which are started here.
+
+        Args:
+            first_step: where to begin.
+            pin_memory: for copies to a GPU that overlap computing.
+        """
+        pin = pin_memory and self.division != "resident"
+        return iterate(self.batches, first_step=first_step, workers=self.workers, pin_memory=pin)
+
+
+def settle_division(wished: str, source: StoredSource, device: str) -> Division:
+    """Who cuts the views out, where the configuration leaves it open.
+
+    Small images are kept on the training device. Otherwise a device beside the CPU cuts them, whose loader processes
+    then keep pace with it sooner; on the CPU itself views one by one cost less than whole batches of matrices.
+
+    Args:
+        wished: data.division.
+        source: the images, of which a few are looked at.
+        device: cpu, cuda or mps, with or without a number.
+    """
+    if wished == "auto":
+        return "resident" if is_small(source) else _by_device(device)
+    assert wished in ("views", "images", "resident")
+    return wished  # type: ignore[return-value]
+
+
+def _by_device(device: str) -> Division:
+    return "views" if device.startswith("cpu") else "images"
+
+
+def feed(
+    config: Config, source: StoredSource, *, device: torch.device, num_steps: int, share: Share, workers: int
+) -> Feed:
+    """Set up the division of labour that the configuration asks for.
+
+    Args:
+        config: of the run.
+        source: the images; those that are kept on the device are decoded here.
+        device: that trains.
+        num_steps: of the whole training.
+        share: what this process takes of each batch.
+        workers: loader processes.
+
+    Raises:
+        DataError: no image can be read, or they would take too much memory where they are to be kept.
+    """
+    train = config.train
+    crop, division = MultiCrop(config.views, train.seed), settle_division(config.data.division, source, device.type)
+    if division == "resident":
+        resident = _load(config, source, device, workers)
+        if resident is not None:
+            samples = Samples(source, batch_size=train.batch_size, seed=train.seed, share=share)
+            return _resident_feed(resident, ResidentBatches(resident, samples, crop, num_steps), device)
+        division = _by_device(device.type)
+    by_workers = ViewsByWorkers(crop) if division == "views" else ImagesByWorkers(crop)
+    batches: TrainingBatches[Any] = TrainingBatches(
+        source, by_workers, batch_size=train.batch_size, num_steps=num_steps, seed=train.seed, share=share
+    )
+    if division == "views":
+        return Feed(division, batches, workers, lambda views: [view.to(device) for view in views], lambda views: views)
+    return Feed(division, batches, workers, lambda images: images.to(device), cut_decoded)
+
+
+def _load(config: Config, source: StoredSource, device: torch.device, workers: int) -> Resident | None:
+    """All images decoded; None where that was not asked for and they turn out to be too large."""
+    asked_for = config.data.division == "resident"
+    available = device_memory(device.type) if asked_for else None
+    most_bytes = MOST_BYTES if available is None else round(_MOST_OF_MEMORY * available.num_bytes)
+    try:
+        return load_resident(source, workers=workers, most_bytes=most_bytes)
+    except TooLargeError as error:
+        if asked_for:
+            raise
+        logger.info("images are not kept decoded: %s", error)
+        return None
+
+
+def _resident_feed(resident: Resident, batches: "ResidentBatches", device: torch.device) -> Feed:
+    """Batches are plans, and pixels are on the device already."""
+    pixels = resident.pixels.to(device)
+
+    def cut(made: tuple[Tensor, CropPlan]) -> list[ViewGroup]:
+        rows, plan = made
+        images = pixels[rows.to(device)]
+        return [
+            ViewGroup(resample(images, boxes, side), boxes) for side, boxes in zip(plan.sides, plan.boxes, strict=True)
+        ]
+
+    return Feed("resident", batches, 0, lambda made: made, cut)
+
+
+class ResidentBatches:
+    """The samples of every step, and where their views lie; pixels are elsewhere."""
+
+    def __init__(self, resident: Resident, samples: Samples, crop: MultiCrop, num_steps: int) -> None:
+        """Keep what decides them."""
+        self._sizes, self._bad = resident.sizes, list(resident.bad)
+        self._samples, self._crop, self._num_steps = samples, crop, num_steps
+
+    def __len__(self) -> int:
+        return self._num_steps
+
+    def __getitem__(self, step: int) -> Loaded[tuple[Tensor, CropPlan]]:
+        """Places in the source, and their plan; images that cannot be read are told with the first that is asked for."""
+        keys = self._samples.of_step(step)
+        plan = self._crop.plan(self._sizes[keys.index], keys)
+        bad, self._bad = self._bad, []
+        return Loaded((keys.index, plan), keys, bad, {})
