@@ -13,8 +13,8 @@ from patchssl.resampling import resample
 from patchssl.structs import Boxes, CropPlan, SampleKeys, ViewGroup
 from patchssl.views import MultiCrop
 
-# Images of different sizes are laid out in boxes of the largest; so many at a time.
-_IMAGES_AT_A_TIME = 32
+#: Images of different sizes are laid out in boxes of the largest; so many at a time.
+IMAGES_AT_A_TIME = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,8 @@ def cut_decoded(decoded: DecodedImages) -> list[ViewGroup]:
 def _laid_out(decoded: DecodedImages) -> Iterator[tuple[slice, Tensor]]:
     """Some images after the other, as (M, 3, H, W) with what is left beyond an image undefined."""
     starts = [0, *accumulate(3 * height * width for height, width in decoded.sizes)]
-    for first in range(0, len(decoded.sizes), _IMAGES_AT_A_TIME):
-        sizes = decoded.sizes[first : first + _IMAGES_AT_A_TIME]
+    for first in range(0, len(decoded.sizes), IMAGES_AT_A_TIME):
+        sizes = decoded.sizes[first : first + IMAGES_AT_A_TIME]
         height, width = (max(sides) for sides in zip(*sizes, strict=True))
         images = decoded.pixels.new_empty((len(sizes), 3, height, width))
         for number, (h, w) in enumerate(sizes):

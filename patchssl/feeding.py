@@ -144,15 +144,15 @@ class ResidentBatches:
 
     def __init__(self, resident: Resident, samples: Samples, crop: MultiCrop, num_steps: int) -> None:
         """Keep what decides them."""
-        self._sizes, self._bad = resident.sizes, list(resident.bad)
+        self._sizes, self._reducible, self._bad = resident.sizes, resident.reducible, list(resident.bad)
         self._samples, self._crop, self._num_steps = samples, crop, num_steps
 
     def __len__(self) -> int:
         return self._num_steps
 
     def __getitem__(self, step: int) -> Loaded[tuple[Tensor, CropPlan]]:
-        """Places in the source, and their plan; images that cannot be read are told with the first that is asked for."""
+        """Places in the source, and their plan; the first that is asked for tells what cannot be read."""
         keys = self._samples.of_step(step)
-        plan = self._crop.plan(self._sizes[keys.index], keys)
+        plan = self._crop.plan(self._sizes[keys.index], keys, self._reducible[keys.index])
         bad, self._bad = self._bad, []
         return Loaded((keys.index, plan), keys, bad, {})

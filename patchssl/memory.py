@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from patchssl.config import Config
+from patchssl.decoded_images import IMAGES_AT_A_TIME
 from patchssl.memory_trace import HEAP_BYTES, Trace, network_without_memory, trace
 from patchssl.network import Network
+from patchssl.resampling import workspace_bytes
 
 _FLOAT32 = 4
 _CHANNELS = 3
@@ -34,6 +36,7 @@ PARTS = {
     "backward": "more at the peak of the backward pass; below 0: activations that are gone by then",
     "loss": "logits of a chunk, the gradient of the prototypes, the teacher's answer and that of the step before",
     "views": "pixels of all views",
+    "images": "decoded images on the device, of a batch or of all the data, and what cutting their views out takes",
     "allocator": "holes in the C library's heap, into which nothing of the right size fits",
     "loader": "batches decoded ahead, and the processes that do it",
 }
@@ -51,6 +54,8 @@ class Setting:
         workers: loader processes of each training process.
         num_processes: that share a batch.
         image_bytes: of an image of the source when it is decoded, in the mean.
+        division: who cuts views out, as in data.division, settled.
+        num_images: of the source.
         process_bytes: of the process before anything is built.
     """
 
@@ -59,6 +64,8 @@ class Setting:
     workers: int
     num_processes: int = 1
     image_bytes: int = 0
+    division: str = "views"
+    num_images: int = 0
     process_bytes: int = 0
 
 
@@ -83,6 +90,7 @@ class Estimate:
     backward: int
     loss: int
     views: int
+    images: int
     allocator: int
     loader: int
 
@@ -139,6 +147,7 @@ def estimate(config: Config, setting: Setting, *, tracer: Tracer = trace) -> Est
         backward=found.peak - found.activations - held - found.gradients,
         loss=held + 2 * _answer(config, network, num_images, setting) + _centers(config),
         views=views_bytes(config, num_images),
+        images=_images(config, num_images, setting),
         allocator=_holes(network, found, setting),
         loader=_loader(config, num_images, setting),
     )
@@ -205,10 +214,21 @@ def _centers(config: Config) -> int:
     return _FLOAT32 * (config.model.cls_prototypes + patches)
 
 
+def _images(config: Config, num_images: int, setting: Setting) -> int:
+    """Where the device cuts: images of a batch as they come and laid out, or all of the source; and views."""
+    if setting.division == "views":
+        return 0
+    whole = setting.num_images if setting.division == "resident" else num_images + IMAGES_AT_A_TIME
+    return whole * setting.image_bytes + workspace_bytes(setting.device) + decoded_bytes(config, num_images)
+
+
 def _loader(config: Config, num_images: int, setting: Setting) -> int:
     """Batches in memory that processes share, and what each worker has for itself: images of a batch, and its views."""
-    batch = decoded_bytes(config, num_images)
-    making = num_images * setting.image_bytes + batch
+    if setting.division == "resident":
+        return 0
+    views, images = decoded_bytes(config, num_images), num_images * setting.image_bytes
+    batch = views if setting.division == "views" else images
+    making = images + batch
     if not setting.workers:
         return batch + making
     return (setting.workers * _AHEAD + _IN_USE) * batch + setting.workers * (_WORKER_BYTES + making)

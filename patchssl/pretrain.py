@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol, TypeVar
 
 import torch
 
 from patchssl import ranks
 from patchssl.data.decode import UnreadableImage
 from patchssl.data.images import StoredSource
-from patchssl.data.loader import BadImages, Loaded
+from patchssl.data.loader import BadImages
 from patchssl.data.samples import Share
 from patchssl.environment import cpu_computes_bf16
 from patchssl.feeding import feed
@@ -27,7 +27,19 @@ from patchssl.watch import MeasureTeacher, Watch
 
 logger = logging.getLogger(__name__)
 
-Batch = Loaded[Any]
+Made = TypeVar("Made")
+
+
+class UnlessStopped(Protocol):
+    """Makes a call that may take long, or breaks it off and returns None."""
+
+    def __call__(self, call: Callable[[], Made], /) -> Made | None:
+        """What the call returns."""
+        ...
+
+
+def _call(call: Callable[[], Made], /) -> Made | None:
+    return call()
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ def pretrain(
     workers: int,
     resume: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
-    unless_stopped: Callable[[Callable[[], Batch]], Batch | None] = lambda call: call(),
+    unless_stopped: UnlessStopped = _call,
     on_step: Callable[[Progress], None] = lambda progress: None,
     measure: MeasureTeacher | None = None,
 ) -> int:
@@ -67,8 +79,8 @@ def pretrain(
         workers: loader processes.
         resume: go on from the newest checkpoint of the folder, if there is one yet.
         stop_requested: asked after every step; on True in any process the run is saved and ends early.
-        unless_stopped: makes the call that waits for the images of a step; it may break the call off and return None,
-            which stops the run as well.
+        unless_stopped: makes the calls that wait for images; it may break one off and return None, which stops the run
+            as well.
         on_step: called after every step.
         measure: asked about the teacher every `log.knn_every_steps` and after the last step; what it says goes into
             the line of that step. It must leave no trace in what training depends on.

@@ -94,5 +94,9 @@ def _cubic(distance: Tensor) -> Tensor:
 def _images_at_a_time(images: Tensor, num_views: int, side: int) -> int:
     height, width = images.shape[2:]
     of_an_image = _FLOAT32 * (3 * height * width + num_views * side * (3 * (height + width) + 6 * height + 3 * side))
-    workspace = _CPU_WORKSPACE_BYTES if images.device.type == "cpu" else _WORKSPACE_BYTES
-    return max(1, workspace // of_an_image)
+    return max(1, workspace_bytes(images.device.type) // of_an_image)
+
+
+def workspace_bytes(device: str) -> int:
+    """What resampling takes besides images and views on a device: cpu, cuda or mps."""
+    return _CPU_WORKSPACE_BYTES if device == "cpu" else _WORKSPACE_BYTES

@@ -1,5 +1,6 @@
 """The estimate of memory: sizes by hand, how parts grow, and the bytes of a step that is really taken."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -79,6 +80,19 @@ def test_loader_by_hand() -> None:
     assert alone.loader == 2 * pixels + 8 * 1000
     two = estimate(config(), Setting(device="cpu", precision="fp32", workers=2, image_bytes=1000))
     assert two.loader == (2 * 4 + 2) * pixels + 2 * ((48 << 20) + 8 * 1000 + pixels)
+    assert two.images == 0
+
+
+def test_images_by_hand() -> None:
+    """8 in a batch, of 1,000 bytes each; 100 in the source."""
+    views = decoded_bytes(config(), 8)
+    setting = Setting(device="cpu", precision="fp32", workers=2, image_bytes=1000, num_images=100, division="images")
+    decoded = estimate(config(), setting)
+    assert decoded.images == (8 + 32) * 1000 + (4 << 20) + views
+    assert decoded.loader == (2 * 4 + 2) * 8000 + 2 * ((48 << 20) + 2 * 8000)
+    resident = estimate(config(), replace(setting, division="resident"))
+    assert resident.images == 100 * 1000 + (4 << 20) + views
+    assert resident.loader == 0
 
 
 def test_parts_add_up_and_where_they_are() -> None:

@@ -14,14 +14,14 @@ from patchssl.cli.text_tables import aligned, markdown
 
 if TYPE_CHECKING:
     from patchssl.config import Config
-    from patchssl.data.images import ImageSource
+    from patchssl.data.images import StoredSource
     from patchssl.derived import Derived
     from patchssl.memory_advice import Advice
 
 _NUM_TOLD = 3
 
 
-def print_plan(config: "Config", images: "ImageSource", output_format: str) -> None:
+def print_plan(config: "Config", images: "StoredSource", output_format: str) -> None:
     """Print sizes, length and memory of a training; of several processes the main one does.
 
     Raises:
@@ -39,7 +39,7 @@ def print_plan(config: "Config", images: "ImageSource", output_format: str) -> N
         check_processes(config, hardware.device, hardware.num_processes)
     if not is_main():
         return
-    setting = setting_of(images, hardware, workers=workers_of(config, hardware))
+    setting = setting_of(config, images, hardware, workers=workers_of(config, hardware))
     memory = report_memory(config, setting, num_local=num_local_processes())
     advice = [] if memory.fits else memory.advice()
     facts = {
@@ -88,6 +88,7 @@ def _training(derived: "Derived", num_images: int, memory: MemoryReport) -> dict
         "num_images_in_flight": memory.estimate.num_images,
         "device": setting.device,
         "precision": setting.precision,
+        "division": setting.division,
         "workers": setting.workers,
         "learning_rate": train.learning_rate,
         "ema_momentum": train.ema_momentum,

@@ -14,7 +14,7 @@ from patchssl.cli.failures import is_out_of_memory
 if TYPE_CHECKING:
     from patchssl.available_memory import Available
     from patchssl.config import Config
-    from patchssl.data.images import ImageSource
+    from patchssl.data.images import StoredSource
     from patchssl.memory import Estimate, Setting
     from patchssl.memory_advice import Advice, Advisor
     from patchssl.resumable import Hardware
@@ -141,9 +141,10 @@ def report_memory(config: "Config", setting: "Setting", *, num_local: int = 1) -
     return MemoryReport(config, estimate(config, setting), num_local, device_memory(setting.device), host_memory())
 
 
-def setting_of(images: "ImageSource", hardware: "Hardware", *, workers: int) -> "Setting":
+def setting_of(config: "Config", images: "StoredSource", hardware: "Hardware", *, workers: int) -> "Setting":
     """What memory depends on besides the configuration, from this process and a few of the images."""
     from patchssl.available_memory import resident_bytes
+    from patchssl.feeding import settle_division
     from patchssl.memory import Setting
 
     return Setting(
@@ -152,6 +153,8 @@ def setting_of(images: "ImageSource", hardware: "Hardware", *, workers: int) -> 
         workers=workers,
         num_processes=hardware.num_processes,
         image_bytes=_image_bytes(images),
+        division=settle_division(config.data.division, images, hardware.device),
+        num_images=len(images),
         process_bytes=resident_bytes(),
     )
 
@@ -161,7 +164,7 @@ def gib(num_bytes: int) -> str:
     return f"{num_bytes / _GIB:.2f}"
 
 
-def _image_bytes(images: "ImageSource") -> int:
+def _image_bytes(images: "StoredSource") -> int:
     """The mean size of some images when they are decoded; 0 if none can be read."""
     from patchssl.data.decode import UnreadableImage
 

@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Who cuts views out, as the first line tells it; the number is that of loader processes.
+_DIVISIONS = {
+    "views": "{} loader processes decode and cut views",
+    "images": "{} loader processes decode, the device cuts views",
+    "resident": "all images decoded on the device",
+}
+
 
 def run_training(
     config: "Config",
@@ -103,7 +110,8 @@ def _begin(
     with failing_together():
         changes = start.check(config, images.ids, hardware)
         # Before anything large is built, whose memory would be counted twice.
-        memory = report_memory(config, setting_of(images, hardware, workers=workers), num_local=num_local_processes())
+        setting = setting_of(config, images, hardware, workers=workers)
+        memory = report_memory(config, setting, num_local=num_local_processes())
         online_knn = _watching(config, device=device)
         torch.manual_seed(config.train.seed)
         with memory.explaining(output):
@@ -125,14 +133,14 @@ def _begin(
     num_steps = config.train.num_steps(len(images))
     ready = _Ready(networks, hardware, device, workers, num_steps, memory, online_knn)
     logger.info(
-        "%d images of %s; %d steps of %d; %s in %s, %d loader processes; run folder %s",
+        "%d images of %s; %d steps of %d; %s in %s, %s; run folder %s",
         len(images),
         images.location,
         ready.num_steps,
         config.train.batch_size,
         device if way == "alone" else f"{world_size()} processes ({way}) on {hardware.device}",
         hardware.precision,
-        ready.workers,
+        _DIVISIONS[setting.division].format(ready.workers),
         output,
     )
     memory.log()

@@ -23,7 +23,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".
 # Only these decoders run, whatever a file's name says; Pillow's others reach as far as starting Ghostscript.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "TIFF", "WEBP")
 
-_ORIENTATION = 0x0112
+_ORIENTATION, _UPRIGHT = 0x0112, 1
 # Turned by a quarter or mirrored along a diagonal, so that height and width change places.
 _LYING = (5, 6, 7, 8)
 
@@ -103,9 +103,14 @@ class OpenedImage:
     def size_px(self) -> tuple[int, int]:
         """Height and width of the picture, upright where it is to be turned."""
         width, height = self.image.size
+        return (width, height) if self._orientation() in _LYING else (height, width)
+
+    def _orientation(self) -> object:
+        """As the EXIF tag says, where pictures are to be turned; it may hold anything."""
+        if not self.apply_exif:
+            return _UPRIGHT
         with _as_unreadable(self.name), _without_warnings():
-            lies = self.apply_exif and self.image.getexif().get(_ORIENTATION) in _LYING
-        return (width, height) if lies else (height, width)
+            return self.image.getexif().get(_ORIENTATION, _UPRIGHT)
 
     @property
     def is_reducible(self) -> bool:
@@ -122,19 +127,25 @@ class OpenedImage:
         Raises:
             UnreadableImage: truncated, damaged, or of no known range.
         """
-        with _as_unreadable(self.name), _without_warnings(), self.image as image:
-            if reduction > 1:
-                width, height = image.size
-                # It takes the largest reduction that leaves at least this size.
-                image.draft(None, (max(1, width // reduction), max(1, height // reduction)))
-                if image.size != (-(-width // reduction), -(-height // reduction)):
-                    raise ValueError(f"the decoder makes {image.size} of {(width, height)} px reduced by {reduction}")
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image) if self.apply_exif else image)
+        with _as_unreadable(self.name), _without_warnings(), self.image:
+            return to_rgb(self._loaded(reduction))
 
     def pixels(self, reduction: int = 1) -> NDArray[np.uint8]:
         """The same as an array (h, w, 3)."""
-        return np.array(self.decoded(reduction))
+        with _as_unreadable(self.name), _without_warnings(), self.image:
+            image = self._loaded(reduction)
+            return np.array(image if _is_plain_rgb(image) else to_rgb(image))
+
+    def _loaded(self, reduction: int) -> Image.Image:
+        image = self.image
+        if reduction > 1:
+            width, height = image.size
+            # It takes the largest reduction that leaves at least this size.
+            image.draft(None, (max(1, width // reduction), max(1, height // reduction)))
+            if image.size != (-(-width // reduction), -(-height // reduction)):
+                raise ValueError(f"the decoder makes {image.size} of {(width, height)} px reduced by {reduction}")
+        image.load()
+        return image if self._orientation() == _UPRIGHT else ImageOps.exif_transpose(image)
 
 
 def open_image(content: bytes, name: str, *, apply_exif: bool) -> OpenedImage:
@@ -188,7 +199,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: floating-point pixels, or integers beyond 16 bits, whose range is unknown.
     """
-    if image.mode == "RGB" and "transparency" not in image.info:
+    if _is_plain_rgb(image):
         return image.copy()
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
@@ -200,6 +211,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
         layered = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
     return image.convert("RGB")
+
+
+def _is_plain_rgb(image: Image.Image) -> bool:
+    return image.mode == "RGB" and "transparency" not in image.info
 
 
 def _too_large(num_pixels: int) -> str:

@@ -1,6 +1,5 @@
 """All images of a source decoded into one tensor."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -33,11 +32,13 @@ class Resident:
     Attributes:
         pixels: (M, 3, H, W) uint8; an image smaller than the largest lies at the top left, before zeros.
         sizes: (M, 2) int64 height and width of each, on the CPU.
+        reducible: (M,) bool, which could have been decoded smaller, on the CPU; boxes depend on it.
         bad: what could not be read.
     """
 
     pixels: Tensor
     sizes: Tensor
+    reducible: Tensor
     bad: tuple[UnreadableImage, ...]
 
 
@@ -75,14 +76,12 @@ def load_resident(source: StoredSource, *, workers: int, most_bytes: int = MOST_
         TooLargeError: they would take more.
         DataError: none can be read.
     """
-    chunks: list[list[NDArray[np.uint8] | None]] = []
-    bad: list[UnreadableImage] = []
+    chunks: list[_Chunk] = []
     height = width = 0
     with closing(iterate(_Chunks(source), first_step=0, workers=workers, pin_memory=False)) as made:
-        for images, unreadable in made:
-            chunks.append(images)
-            bad += unreadable
-            for image in images:
+        for chunk in made:
+            chunks.append(chunk)
+            for image in chunk.images:
                 if image is not None:
                     height, width = max(height, image.shape[0]), max(width, image.shape[1])
             if (needed := len(source) * 3 * height * width) > most_bytes:
@@ -91,36 +90,46 @@ def load_resident(source: StoredSource, *, workers: int, most_bytes: int = MOST_
                     f"{needed / (1 << 30):.2f} GiB decoded, and {most_bytes / (1 << 30):.2f} GiB are allowed; take "
                     "data.division auto"
                 )
+    bad = [unreadable for chunk in chunks for unreadable in chunk.bad]
     if len(bad) == len(source):
         raise DataError(f"none of the {len(source)} images of {source.location} can be read; the first: {bad[0]}")
     return _laid_out(chunks, (len(source), height, width), bad)
 
 
-def _laid_out(
-    chunks: list[list[NDArray[np.uint8] | None]], shape: tuple[int, int, int], bad: list[UnreadableImage]
-) -> Resident:
-    """Move images into one array, and let each that is missing be the next."""
+def _laid_out(chunks: "list[_Chunk]", shape: tuple[int, int, int], bad: list[UnreadableImage]) -> Resident:
+    """Move images into one array, which empties the chunks, and let each that is missing be the next."""
     num, height, width = shape
-    pixels, sizes = np.zeros((num, height, width, 3), dtype=np.uint8), np.zeros((num, 2), dtype=np.int64)
-    for index, image in _numbered(chunks):
-        if image is not None:
-            pixels[index, : image.shape[0], : image.shape[1]] = image
-            sizes[index] = image.shape[:2]
+    pixels, sizes = np.zeros((num, 3, height, width), dtype=np.uint8), np.zeros((num, 2), dtype=np.int64)
+    reducible = np.zeros(num, dtype=bool)
+    index = 0
+    for chunk in chunks:
+        for image, is_reducible in zip(chunk.images, chunk.reducible, strict=True):
+            if image is not None:
+                pixels[index, :, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
+                sizes[index], reducible[index] = image.shape[:2], is_reducible
+            index += 1
+        chunk.images.clear()
     readable = sizes[:, 0] > 0
     if not readable.all():
         present = np.flatnonzero(readable)
         missing = np.flatnonzero(~readable)
         instead = present[np.searchsorted(present, missing) % len(present)]
-        pixels[missing], sizes[missing] = pixels[instead], sizes[instead]
-    return Resident(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(sizes), tuple(bad))
+        for values in (pixels, sizes, reducible):
+            values[missing] = values[instead]
+    return Resident(torch.from_numpy(pixels), torch.from_numpy(sizes), torch.from_numpy(reducible), tuple(bad))
 
 
-def _numbered(chunks: list[list[NDArray[np.uint8] | None]]) -> Iterator[tuple[int, NDArray[np.uint8] | None]]:
-    return enumerate(image for chunk in chunks for image in chunk)
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Some images after the other: (h, w, 3), or None for one that cannot be read; whether reducible; why not."""
+
+    images: list[NDArray[np.uint8] | None]
+    reducible: list[bool]
+    bad: list[UnreadableImage]
 
 
 class _Chunks:
-    """Some images after the other, decoded; None for one that cannot be."""
+    """The images of a source in chunks."""
 
     def __init__(self, source: StoredSource) -> None:
         self._source = source
@@ -128,20 +137,23 @@ class _Chunks:
     def __len__(self) -> int:
         return -(-len(self._source) // _CHUNK)
 
-    def __getitem__(self, number: int) -> tuple[list[NDArray[np.uint8] | None], list[UnreadableImage]]:
-        images: list[NDArray[np.uint8] | None] = []
-        bad: list[UnreadableImage] = []
+    def __getitem__(self, number: int) -> _Chunk:
+        chunk = _Chunk([], [], [])
         for index in range(number * _CHUNK, min(len(self._source), (number + 1) * _CHUNK)):
             try:
-                images.append(_decoded(self._source, index))
+                image, is_reducible = _decoded(self._source, index)
             except UnreadableImage as error:
-                images.append(None)
-                bad.append(error)
-        return images, bad
+                image, is_reducible = None, False
+                chunk.bad.append(error)
+            chunk.images.append(image)
+            chunk.reducible.append(is_reducible)
+        return chunk
 
 
-def _decoded(source: StoredSource, index: int) -> NDArray[np.uint8]:
+def _decoded(source: StoredSource, index: int) -> tuple[NDArray[np.uint8] | None, bool]:
+    """Pixels, and whether they could have been decoded smaller."""
     stored = source.fetch(index)
     if not isinstance(stored, bytes):
-        return stored
-    return open_image(stored, source.where(index), apply_exif=source.apply_exif).pixels()
+        return stored, False
+    opened = open_image(stored, source.where(index), apply_exif=source.apply_exif)
+    return opened.pixels(), opened.is_reducible

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 SETTINGS = {
+    "data.division": "views",  # else images as small as these are kept decoded, without loader processes
     "views.global_size": 16,
     "views.local_size": 8,
     "views.num_local": 1,

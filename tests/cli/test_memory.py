@@ -76,8 +76,10 @@ def test_a_dry_run_writes_nothing_and_says_all(
     assert training["learning_rate"] == pytest.approx(3e-3)
     assert memory["fits"] is True
     assert memory["on_device_bytes"] == sum(memory["parts_bytes"].values()) < memory["available_on_device_bytes"]
-    # What training really reads: four images of 24 x 32.
-    assert memory["parts_bytes"]["loader"] >= 4 * 24 * 32 * 3
+    # Eight images of 24 x 32 stay on the device.
+    assert training["division"] == "resident"
+    assert memory["parts_bytes"]["images"] >= 8 * 24 * 32 * 3
+    assert memory["parts_bytes"]["loader"] == 0
     assert told["advice"] == []
 
 

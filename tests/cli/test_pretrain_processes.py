@@ -18,6 +18,7 @@ from PIL import Image
 from patchssl.cli.main import main
 
 SETTINGS = {
+    "data.division": "views",  # else images as small as these are kept decoded, without loader processes
     "views.global_size": 16,
     "views.local_size": 8,
     "views.num_local": 2,

@@ -1,0 +1,245 @@
+"""How fast stored images become views: decoding workers, everything on the CPU, and small images kept decoded.
+
+    python tests/benchmarks/bench_loading.py PHOTOGRAPHS SMALL_IMAGES [--num 200] [--rounds 5]
+
+One thread of one process does everything, so that figures are images a second and core. The plain form decodes with
+Pillow and makes every view by torchvision's RandomResizedCrop (bicubic), flip, ColorJitter, greyscale, Pillow's
+GaussianBlur, solarise, ToTensor and Normalize, with DINO's probabilities: 2 views of 224 px and 8 of 96 px, of small
+images 2 of 32 px and 6 of 16 px. Forms are interleaved, and ratios are those of their fastest rounds. Afterwards views
+of the photographs are compared with Pillow's. Exits with 1 where a ratio is below its floor.
+"""
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision.transforms as tv
+from PIL import Image, ImageFilter
+
+from patchssl.augmentation import prepare_views, view_settings
+from patchssl.config import Config
+from patchssl.cutting import ViewsByWorkers
+from patchssl.data.images import FileSource, StoredSource
+from patchssl.data.loader import TrainingBatches
+from patchssl.data.samples import ALONE
+from patchssl.data.sources import open_unlabelled
+from patchssl.decoded_images import ImagesByWorkers, cut_decoded, pack
+from patchssl.feeding import feed
+from patchssl.photometric import IMAGENET_MEAN, IMAGENET_STD
+from patchssl.recipes import parse_config
+from patchssl.structs import CropPlan, SampleKeys
+from patchssl.views import MultiCrop
+
+CPU = torch.device("cpu")
+LARGE = {"global_size": 224, "local_size": 96, "num_local": 8}
+SMALL = {"global_size": 32, "local_size": 16, "num_local": 6}
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way of making views.
+
+    Attributes:
+        name: of it.
+        run: makes those of so many images.
+        num_images: how many.
+        plain: the name of the form to compare with, if there is one.
+        floor: the least ratio.
+    """
+
+    name: str
+    run: Callable[[], object]
+    num_images: int
+    plain: str = ""
+    floor: float = 0.0
+
+
+class Blur:
+    """Pillow's, with DINO's radius."""
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        if random.random() >= self.probability:
+            return image
+        return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+
+
+def of_kind(side: int, scale: tuple[float, float], blur: float, solarise: float) -> tv.Compose:
+    return tv.Compose(
+        [
+            tv.RandomResizedCrop(side, scale, interpolation=tv.InterpolationMode.BICUBIC),
+            tv.RandomHorizontalFlip(),
+            tv.RandomApply([tv.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8),
+            tv.RandomGrayscale(0.2),
+            Blur(blur),
+            tv.RandomSolarize(128, solarise),
+            tv.ToTensor(),
+            tv.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+
+
+def plain(paths: list[Path], views: dict[str, int]) -> Callable[[], object]:
+    """Image after image and view after view."""
+    first = of_kind(views["global_size"], (0.4, 1.0), 1.0, 0.0)
+    second = of_kind(views["global_size"], (0.4, 1.0), 0.1, 0.2)
+    local = of_kind(views["local_size"], (0.05, 0.4), 0.5, 0.0)
+    kinds = [first, second, *[local] * views["num_local"]]
+
+    def run() -> None:
+        for path in paths:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+            for kind in kinds:
+                kind(image)
+
+    return run
+
+
+def config(views: dict[str, int], num: int, patch_probability: float, division: str) -> Config:
+    return parse_config(
+        {
+            "data": {"division": division},
+            "views": views,
+            "photometric": {"patch_probability": patch_probability},
+            "model": {"arch": "vit_tiny_patch16_224", "patch_size": 16 if views is LARGE else 8},
+            "train": {"steps": 1000, "batch_size": num, "seed": 0},
+        }
+    )
+
+
+def by_workers(source: StoredSource, settings: Config) -> Callable[[], object]:
+    """What a loader process does for a training device that cuts views."""
+    return batches(source, settings, ImagesByWorkers(MultiCrop(settings.views, 0)))
+
+
+def batches(source: StoredSource, settings: Config, division: ImagesByWorkers) -> Callable[[], object]:
+    made = TrainingBatches(source, division, batch_size=settings.train.batch_size, num_steps=1000, seed=0)
+    steps = iter(range(1000))
+    return lambda: made[next(steps)]
+
+
+def all_on_cpu(source: StoredSource, settings: Config) -> Callable[[], object]:
+    """From what is stored to normalised views, by the division that the configuration asks for."""
+    of = feed(settings, source, device=CPU, num_steps=1000, share=ALONE, workers=0)
+    photometric = view_settings(settings.photometric, settings.model.patch_px)
+    steps = iter(range(1000))
+
+    def run() -> None:
+        loaded = of.batches[next(steps)]
+        prepare_views(of.cut(of.move(loaded.made)), loaded.keys, photometric, seed=0, device=CPU)
+
+    return run
+
+
+def first_of(source: StoredSource, num: int) -> FileSource:
+    """Some images, evenly from all."""
+    assert isinstance(source, FileSource)
+    ids = tuple(source.ids[index] for index in range(0, len(source), max(1, len(source) // num)))[:num]
+    return FileSource(source.root, ids, None, (), source.name, source.location, source.apply_exif)
+
+
+def forms(photographs: Path, small: Path, num: int, batch: int) -> list[Form]:
+    large = first_of(open_unlabelled(photographs), num)
+    little = first_of(open_unlabelled(small), 4 * num)
+    names = ("plain, photographs", "plain, small images")
+    files, little_files = ([source.root / name for name in source.ids] for source in (large, little))
+    return [
+        Form(names[0], plain(files[: num // 4], LARGE), num // 4),
+        Form("worker that decodes", by_workers(large, config(LARGE, batch, 0, "images")), batch, names[0], 20),
+        Form("CPU, image mode", all_on_cpu(large, config(LARGE, batch, 0, "auto")), batch, names[0], 2.5),
+        Form("CPU, patch mode", all_on_cpu(large, config(LARGE, batch, 1, "auto")), batch, names[0], 2),
+        Form("CPU that cuts by matrices", all_on_cpu(large, config(LARGE, batch, 0, "images")), batch, names[0]),
+        Form(names[1], plain(little_files[:num], SMALL), num),
+        Form("kept decoded, image mode", all_on_cpu(little, config(SMALL, 256, 0, "auto")), 256, names[1], 10),
+        Form("kept decoded, patch mode", all_on_cpu(little, config(SMALL, 256, 1, "auto")), 256, names[1]),
+        Form("small, cut one by one", all_on_cpu(little, config(SMALL, 256, 0, "views")), 256, names[1]),
+    ]
+
+
+def compare(source: FileSource) -> None:
+    """Print how far views lie from Pillow's."""
+    images = [np.array(source.read(index)) for index in range(len(source))]
+    sizes = torch.tensor([image.shape[:2] for image in images])
+    keys = SampleKeys(torch.zeros(len(images), dtype=torch.int64), torch.arange(len(images)))
+    plan = MultiCrop(config(LARGE, 4, 0, "views").views, 0).plan(sizes, keys)
+    expected = by_pillow(images, plan)
+    ways = {"one by one": ViewsByWorkers(MultiCrop(config(LARGE, 4, 0, "views").views, 0)).make(images, plan)}
+    ways["whole batches"] = cut_decoded(pack(images, plan))
+    for name, groups in ways.items():
+        apart = np.concatenate(
+            [
+                np.abs(group.pixels.numpy().astype(int) - views).ravel()
+                for group, views in zip(groups, expected, strict=True)
+            ]
+        )
+        print(
+            f"{name} against Pillow's bicubic, {len(images)} photographs: mean {apart.mean():.4f}, "
+            f"99th percentile {np.percentile(apart, 99):.0f}, largest {apart.max()} of 255"
+        )
+
+
+def by_pillow(images: list[np.ndarray], plan: CropPlan) -> list[np.ndarray]:
+    groups = []
+    for boxes, side in zip(plan.boxes, plan.sides, strict=True):
+        views = np.empty((*boxes.flipped.shape, 3, side, side), dtype=int)
+        for row, image in enumerate(images):
+            for number, (box, flip) in enumerate(
+                zip(boxes.corners[row].tolist(), boxes.flipped[row].tolist(), strict=True)
+            ):
+                views[row, number] = one_by_pillow(image, box, side, flip)
+        groups.append(views)
+    return groups
+
+
+def one_by_pillow(image: np.ndarray, box: list[float], side: int, flip: bool) -> np.ndarray:
+    """Crop the pixels that a box touches, then resize."""
+    top, left, height, width = box
+    rows, columns = slice(int(top), int(np.ceil(top + height))), slice(int(left), int(np.ceil(left + width)))
+    edges = (left - columns.start, top - rows.start, left - columns.start + width, top - rows.start + height)
+    view = np.asarray(Image.fromarray(image[rows, columns]).resize((side, side), Image.Resampling.BICUBIC, box=edges))
+    return (view[:, ::-1] if flip else view).transpose(2, 0, 1)
+
+
+def timed(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def main() -> int:
+    """Print images a second, and the ratios."""
+    parser = argparse.ArgumentParser(description="from stored images to views")
+    parser.add_argument("photographs", type=Path)
+    parser.add_argument("small_images", type=Path)
+    parser.add_argument("--num", type=int, default=200, help="photographs")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    every = forms(chosen.photographs, chosen.small_images, chosen.num, chosen.batch)
+    fastest = {form.name: float("inf") for form in every}
+    for _ in range(chosen.rounds):
+        for form in every:
+            fastest[form.name] = min(fastest[form.name], timed(form.run) / form.num_images)
+    code = 0
+    for form in every:
+        ratio = fastest[form.plain] / fastest[form.name] if form.plain else 1.0
+        below = ratio < form.floor
+        code |= below
+        told = f"{ratio:7.1f} x" + (f"  BELOW {form.floor}" if below else "") if form.plain else ""
+        print(f"{form.name:28}{1 / fastest[form.name]:9.1f} images/s{told}")
+    compare(first_of(open_unlabelled(chosen.photographs), chosen.num))
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
