@@ -62,8 +62,8 @@ def axis_weights(start: Tensor, length: Tensor, side: int, size: int, *, device:
     Only the pixels that a box touches count.
 
     Args:
-        start: (...) where boxes begin, px; fractions meant.
-        length: (...) of the boxes, px, above 0.
+        start: (...) float64 where boxes begin, px; fractions meant.
+        length: (...) float64 of the boxes, px, above 0.
         side: pixels of a view.
         size: pixels of the image.
         device: where to compute.
@@ -71,16 +71,16 @@ def axis_weights(start: Tensor, length: Tensor, side: int, size: int, *, device:
     Returns:
         (..., side, size) float32; rows sum to 1.
     """
-    step = length / side
-    # In double precision, and told apart from its whole part: float32 keeps a position of some thousands to 1e-4 only.
+    # Apart from their whole part, since float32 keeps a position of some thousands to 1e-4 only.
     first = start.floor()
-    centres = (start - first)[..., None] + (torch.arange(side, dtype=torch.float64) + 0.5) * step[..., None]
-    centres, stretch = centres.float().to(device), step.clamp(min=1).float().to(device)[..., None, None]
-    offset, touched = first.to(device, torch.float32), ((start + length).ceil() - first).to(device, torch.float32)
-    pixels = torch.arange(size, dtype=torch.float32, device=device) - offset[..., None]  # (..., size) from the box's
-    weights = _cubic((pixels[..., None, :] + 0.5 - centres[..., None]) / stretch)
-    inside = (pixels >= 0) & (pixels < touched[..., None])
-    weights *= inside[..., None, :]
+    numbers = torch.stack((first, start - first, length / side, (start + length).ceil() - first))
+    # One small transfer, for which a GPU need not be waited for.
+    first, rest, step, touched = numbers.float().to(device, non_blocking=True)[..., None]  # (..., 1) each
+    centres = rest + (torch.arange(side, dtype=torch.float32, device=device) + 0.5) * step  # (..., side)
+    pixels = torch.arange(size, dtype=torch.float32, device=device) - first  # (..., size), counted from the box's first
+    distance = (pixels + 0.5)[..., None, :] - centres[..., None]  # (..., side, size)
+    weights = _cubic(distance / step.clamp(min=1)[..., None])
+    weights *= ((pixels >= 0) & (pixels < touched))[..., None, :]
     return weights / weights.sum(-1, keepdim=True)
 
 

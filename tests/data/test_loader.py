@@ -128,6 +128,25 @@ def test_workers_and_the_first_step_change_nothing() -> None:
         assert torch.equal(torch.get_rng_state(), before)
 
 
+class Pinned:
+    """Says whether it was asked for page-locked memory."""
+
+    def __init__(self, *, is_pinned: bool = False) -> None:
+        self.is_pinned = is_pinned
+
+    def pin_memory(self) -> "Pinned":
+        return Pinned(is_pinned=True)
+
+
+def test_what_was_made_is_pinned_alone_or_in_a_list() -> None:
+    keys = SampleKeys(torch.tensor([0]), torch.tensor([1]))
+    one = Loaded(Pinned(), keys, [], {"reading": 1.0}).pin_memory()
+    assert one.made.is_pinned
+    assert (one.keys, one.seconds) == (keys, {"reading": 1.0})
+    several = Loaded([Pinned(), Pinned()], keys, [], {}).pin_memory()
+    assert [part.is_pinned for part in several.made] == [True, True]
+
+
 @pytest.mark.parametrize(
     ("share", "batch_size", "expected"),
     [
