@@ -13,17 +13,19 @@ from patchssl.config import Config
 from patchssl.cutting import ViewsByWorkers
 from patchssl.data.images import StoredSource
 from patchssl.data.loader import Loaded, Steps, TrainingBatches, iterate
-from patchssl.data.resident import MOST_BYTES, Resident, TooLargeError, is_small, load_resident
+from patchssl.data.resident import MOST_BYTES, Probe, Resident, TooLargeError, load_resident, probe
 from patchssl.data.samples import Samples, Share
 from patchssl.decoded_images import ImagesByWorkers, cut_decoded
 from patchssl.resampling import resample
-from patchssl.structs import CropPlan, ViewGroup
+from patchssl.structs import CropPlan, SampleKeys, ViewGroup
 from patchssl.views import MultiCrop
 
 logger = logging.getLogger(__name__)
 
 # Of the device's, that images may take where they are to be kept there.
 _MOST_OF_MEMORY = 0.5
+# Images with so many times the pixels of their views are cut where they are decoded.
+_MOST_HANDED_ON = 4
 
 Division = Literal["views", "images", "resident"]
 
@@ -57,25 +59,32 @@ class Feed:
         return iterate(self.batches, first_step=first_step, workers=self.workers, pin_memory=pin)
 
 
-def settle_division(wished: str, source: StoredSource, device: str) -> Division:
+def settle_division(config: Config, source: StoredSource, device: str) -> Division:
     """Who cuts the views out, where the configuration leaves it open.
 
     Small images are kept on the training device. Otherwise a device beside the CPU cuts them, whose loader processes
-    then keep pace with it sooner; on the CPU itself views one by one cost less than whole batches of matrices.
+    then keep pace with it sooner; but not photographs so large that handing them on would cost more than cutting. On
+    the CPU itself views one by one cost less than whole batches of matrices.
 
     Args:
-        wished: data.division.
+        config: of the run.
         source: the images, of which a few are looked at.
         device: cpu, cuda or mps, with or without a number.
     """
-    if wished == "auto":
-        return "resident" if is_small(source) else _by_device(device)
-    assert wished in ("views", "images", "resident")
-    return wished  # type: ignore[return-value]
+    if config.data.division != "auto":
+        return config.data.division
+    probed = probe(source)
+    return "resident" if probed.is_small() else _by_workers(config, probed, device)
 
 
-def _by_device(device: str) -> Division:
-    return "views" if device.startswith("cpu") else "images"
+def _by_workers(config: Config, probed: Probe, device: str) -> Division:
+    if device.startswith("cpu") or not len(probed.sizes):
+        return "views"
+    keys = SampleKeys(torch.zeros(len(probed.sizes), dtype=torch.int64), torch.arange(len(probed.sizes)))
+    plan = MultiCrop(config.views, config.train.seed).plan(probed.sizes, keys, probed.reducible)
+    of_images = (probed.sizes.prod(1) / plan.reductions**2).mean()
+    of_views = sum(boxes.flipped.shape[1] * side**2 for boxes, side in zip(plan.boxes, plan.sides, strict=True))
+    return "images" if of_images <= _MOST_HANDED_ON * of_views else "views"
 
 
 def feed(
@@ -95,13 +104,13 @@ def feed(
         DataError: no image can be read, or they would take too much memory where they are to be kept.
     """
     train = config.train
-    crop, division = MultiCrop(config.views, train.seed), settle_division(config.data.division, source, device.type)
+    crop, division = MultiCrop(config.views, train.seed), settle_division(config, source, device.type)
     if division == "resident":
         resident = _load(config, source, device, workers)
         if resident is not None:
             samples = Samples(source, batch_size=train.batch_size, seed=train.seed, share=share)
             return _resident_feed(resident, ResidentBatches(resident, samples, crop, num_steps), device)
-        division = _by_device(device.type)
+        division = _by_workers(config, probe(source), device.type)
     by_workers = ViewsByWorkers(crop) if division == "views" else ImagesByWorkers(crop)
     batches: TrainingBatches[Any] = TrainingBatches(
         source, by_workers, batch_size=train.batch_size, num_steps=num_steps, seed=train.seed, share=share

@@ -144,14 +144,32 @@ def grey(num: int, side: int) -> ArraySource:
 
 
 def test_auto_keeps_small_images_and_lets_a_gpu_cut_large_ones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert settle_division("auto", grey(3, 96), "cpu") == "resident"
-    assert settle_division("auto", grey(3, 97), "cpu") == "views"
-    assert settle_division("auto", grey(3, 97), "cuda:1") == "images"
-    assert settle_division("auto", open_unlabelled(folder), "mps") == "images"
+    """Views of 2 x 32 and 3 x 16 px have 2,816 pixels; four times that is a square of 106 px."""
+    auto = config("auto")
+    assert settle_division(auto, grey(3, 96), "cpu") == "resident"
+    assert settle_division(auto, grey(3, 97), "cpu") == "views"
+    assert settle_division(auto, grey(3, 97), "cuda:1") == "images"
+    assert settle_division(auto, grey(3, 106), "mps") == "images"
+    assert settle_division(auto, grey(3, 107), "cuda") == "views"
     for wished in DIVISIONS:
-        assert settle_division(wished, grey(3, 96), "cuda") == wished
+        assert settle_division(config(wished), grey(3, 96), "cuda") == wished
     monkeypatch.setattr("patchssl.data.resident.MOST_BYTES", 3 * 3 * 96 * 96 - 1)
-    assert settle_division("auto", grey(3, 96), "cpu") == "views"
+    assert settle_division(auto, grey(3, 96), "cpu") == "views"
+
+
+def test_photographs_that_can_be_decoded_small_are_handed_on(tmp_path: Path) -> None:
+    """As JPEG it is reduced by 4 at least, as PNG it is not."""
+    for kind, expected in (("jpg", "images"), ("png", "views")):
+        (tmp_path / kind).mkdir()
+        smooth(300, 300, 0).save(tmp_path / kind / f"a.{kind}")
+        views = {"global_size": 24, "local_size": 8, "global_scale": [0.9, 1.0], "local_scale": [0.3, 0.4]}
+        settings = parse_config({**config("auto").model_dump(mode="json"), "views": {**views, "num_local": 8}})
+        assert settle_division(settings, open_unlabelled(tmp_path / kind), "cuda") == expected
+
+
+def test_nothing_can_be_said_of_images_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    assert settle_division(config("auto"), open_unlabelled(tmp_path), "cuda") == "views"
 
 
 def test_a_source_that_turns_out_larger_is_read_by_workers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -161,7 +179,7 @@ def test_a_source_that_turns_out_larger_is_read_by_workers(tmp_path: Path, caplo
     smooth(2500, 2500, 0).save(tmp_path / "31.png", compress_level=1)
     source = open_unlabelled(tmp_path)
     caplog.set_level("INFO", logger="patchssl")
-    assert settle_division("auto", source, "cpu") == "resident"
+    assert settle_division(config("auto"), source, "cpu") == "resident"
     assert fed("auto", source).division == "views"
     (told,) = [record.getMessage() for record in caplog.records]
     assert re.search(r"65 images of up to 2500 x 2500 px would take 1\.14 GiB decoded, and 1\.00 GiB are", told)

@@ -153,7 +153,7 @@ def setting_of(config: "Config", images: "StoredSource", hardware: "Hardware", *
         workers=workers,
         num_processes=hardware.num_processes,
         image_bytes=_image_bytes(images),
-        division=settle_division(config.data.division, images, hardware.device),
+        division=settle_division(config, images, hardware.device),
         num_images=len(images),
         process_bytes=resident_bytes(),
     )

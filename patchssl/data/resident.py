@@ -42,26 +42,44 @@ class Resident:
     bad: tuple[UnreadableImage, ...]
 
 
-def is_small(source: StoredSource) -> bool:
-    """Whether a few images of a source say that all of it may be held in memory."""
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What some images of a source, evenly from all, are like.
+
+    Attributes:
+        num_images: of the whole source.
+        sizes: (P, 2) int64 height and width of each that can be read.
+        reducible: (P,) bool, which can be decoded smaller.
+    """
+
+    num_images: int
+    sizes: Tensor
+    reducible: Tensor
+
+    def is_small(self) -> bool:
+        """Whether all of the source may be held in memory, as far as can be seen from these."""
+        most = int(self.sizes.max()) if len(self.sizes) else MOST_SIDE_PX + 1
+        return most <= MOST_SIDE_PX and self.num_images * 3 * most**2 <= MOST_BYTES
+
+
+def probe(source: StoredSource) -> Probe:
+    """Look at the headers of some images."""
     num = len(source)
-    sides = [
-        side
-        for index in range(0, num, -(-num // _NUM_PROBED))
-        if (size := _size_of(source, index)) is not None
-        for side in size
-    ]
-    return bool(sides) and max(sides) <= MOST_SIDE_PX and num * 3 * max(sides) ** 2 <= MOST_BYTES
+    found = [seen for index in range(0, num, -(-num // _NUM_PROBED)) if (seen := _seen(source, index)) is not None]
+    sizes, reducible = [size for size, _ in found], [is_reducible for _, is_reducible in found]
+    return Probe(num, torch.tensor(sizes, dtype=torch.int64).view(-1, 2), torch.tensor(reducible, dtype=torch.bool))
 
 
-def _size_of(source: StoredSource, index: int) -> tuple[int, int] | None:
+def _seen(source: StoredSource, index: int) -> tuple[tuple[int, int], bool] | None:
+    """Height and width of an image, and whether it can be decoded smaller; None where it cannot be read."""
     try:
         stored = source.fetch(index)
         if isinstance(stored, bytes):
-            return open_image(stored, source.where(index), apply_exif=source.apply_exif).size_px
+            opened = open_image(stored, source.where(index), apply_exif=source.apply_exif)
+            return opened.size_px, opened.is_reducible
     except UnreadableImage:
         return None
-    return stored.shape[0], stored.shape[1]
+    return (stored.shape[0], stored.shape[1]), False
 
 
 def load_resident(source: StoredSource, *, workers: int, most_bytes: int = MOST_BYTES) -> Resident:
