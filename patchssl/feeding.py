@@ -16,6 +16,8 @@ from patchssl.data.loader import Loaded, Steps, TrainingBatches, iterate
 from patchssl.data.resident import MOST_BYTES, Probe, Resident, TooLargeError, load_resident, probe
 from patchssl.data.samples import Samples, Share
 from patchssl.decoded_images import ImagesByWorkers, cut_decoded
+from patchssl.environment import usable_cores
+from patchssl.launch import launched
 from patchssl.resampling import resample
 from patchssl.structs import CropPlan, SampleKeys, ViewGroup
 from patchssl.views import MultiCrop
@@ -125,8 +127,12 @@ def _load(config: Config, source: StoredSource, device: torch.device, workers: i
     asked_for = config.data.division == "resident"
     available = device_memory(device.type) if asked_for else None
     most_bytes = MOST_BYTES if available is None else round(_MOST_OF_MEMORY * available.num_bytes)
+    # Nothing else goes on yet, so that all cores are free for it.
+    launch = launched()
+    num_cores = usable_cores() // (launch.local_size if launch else 1)
+    logger.info("decoding %s images, which are kept on the device", f"{len(source):,}")
     try:
-        return load_resident(source, workers=workers, most_bytes=most_bytes)
+        return load_resident(source, workers=max(workers, num_cores) if workers else 0, most_bytes=most_bytes)
     except TooLargeError as error:
         if asked_for:
             raise

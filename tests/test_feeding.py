@@ -181,7 +181,7 @@ def test_a_source_that_turns_out_larger_is_read_by_workers(tmp_path: Path, caplo
     caplog.set_level("INFO", logger="patchssl")
     assert settle_division(config("auto"), source, "cpu") == "resident"
     assert fed("auto", source).division == "views"
-    (told,) = [record.getMessage() for record in caplog.records]
+    told = caplog.records[-1].getMessage()
     assert re.search(r"65 images of up to 2500 x 2500 px would take 1\.14 GiB decoded, and 1\.00 GiB are", told)
 
 
