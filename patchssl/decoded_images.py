@@ -1,6 +1,6 @@
 """Whole images handed on by loader processes, and their views cut out on the training device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -13,8 +13,9 @@ from patchssl.resampling import resample
 from patchssl.structs import Boxes, CropPlan, SampleKeys, ViewGroup
 from patchssl.views import MultiCrop
 
-#: Images of different sizes are laid out in boxes of the largest; so many at a time.
-IMAGES_AT_A_TIME = 32
+#: What images of a batch take that are laid out at a time, unless a single one takes more.
+LAID_OUT_BYTES = 64 << 20
+_MOST_TOGETHER = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +85,28 @@ def cut_decoded(decoded: DecodedImages) -> list[ViewGroup]:
 def _laid_out(decoded: DecodedImages) -> Iterator[tuple[slice, Tensor]]:
     """Some images after the other, as (M, 3, H, W) with what is left beyond an image undefined."""
     starts = [0, *accumulate(3 * height * width for height, width in decoded.sizes)]
-    for first in range(0, len(decoded.sizes), IMAGES_AT_A_TIME):
-        sizes = decoded.sizes[first : first + IMAGES_AT_A_TIME]
+    for rows in together(decoded.sizes):
+        sizes = decoded.sizes[rows]
         height, width = (max(sides) for sides in zip(*sizes, strict=True))
         images = decoded.pixels.new_empty((len(sizes), 3, height, width))
         for number, (h, w) in enumerate(sizes):
-            start = starts[first + number]
+            start = starts[rows.start + number]
             image = decoded.pixels[start : start + 3 * h * w].view(h, w, 3)
             images[number, :, :h, :w] = image.permute(2, 0, 1)
-        yield slice(first, first + len(sizes)), images
+        yield rows, images
+
+
+def together(sizes: Sequence[tuple[int, int]]) -> Iterator[slice]:
+    """Which images are laid out in boxes of the largest, so that these are few and take little."""
+    first = height = width = 0
+    for number, (h, w) in enumerate(sizes):
+        height, width = max(height, h), max(width, w)
+        num = number + 1 - first
+        if num > 1 and (num > _MOST_TOGETHER or num * 3 * height * width > LAID_OUT_BYTES):
+            yield slice(first, number)
+            first, height, width = number, h, w
+    if sizes:
+        yield slice(first, len(sizes))
 
 
 def reduced(boxes: Boxes, reductions: Tensor) -> Boxes:

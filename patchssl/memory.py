@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from patchssl.config import Config
-from patchssl.decoded_images import IMAGES_AT_A_TIME
+from patchssl.decoded_images import LAID_OUT_BYTES
 from patchssl.memory_trace import HEAP_BYTES, Trace, network_without_memory, trace
 from patchssl.network import Network
 from patchssl.resampling import workspace_bytes
@@ -218,8 +218,11 @@ def _images(config: Config, num_images: int, setting: Setting) -> int:
     """Where the device cuts: images of a batch as they come and laid out, or all of the source; and views."""
     if setting.division == "views":
         return 0
-    whole = setting.num_images if setting.division == "resident" else num_images + IMAGES_AT_A_TIME
-    return whole * setting.image_bytes + workspace_bytes(setting.device) + decoded_bytes(config, num_images)
+    views = workspace_bytes(setting.device) + decoded_bytes(config, num_images)
+    if setting.division == "resident":
+        return setting.num_images * setting.image_bytes + views
+    batch = num_images * setting.image_bytes
+    return batch + min(batch, max(LAID_OUT_BYTES, setting.image_bytes)) + views
 
 
 def _loader(config: Config, num_images: int, setting: Setting) -> int:

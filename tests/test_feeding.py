@@ -17,7 +17,7 @@ from patchssl.data.decode import open_image
 from patchssl.data.images import ArraySource, StoredSource
 from patchssl.data.samples import ALONE, Share
 from patchssl.data.sources import open_unlabelled
-from patchssl.decoded_images import cut_decoded, pack
+from patchssl.decoded_images import cut_decoded, pack, together
 from patchssl.errors import DataError
 from patchssl.feeding import Feed, feed, settle_division
 from patchssl.recipes import parse_config
@@ -136,6 +136,16 @@ def test_reduced_decoding_keeps_what_a_view_shows(folder: Path) -> None:
 
 def unreduced(plan: CropPlan) -> CropPlan:
     return replace(plan, reductions=torch.ones_like(plan.reductions))
+
+
+def test_images_are_laid_out_few_at_a_time_and_large_ones_alone() -> None:
+    """64 MiB are 22.4 million pixels of three bytes."""
+    large, small = (4000, 5000), (10, 10)
+    assert list(together([])) == []
+    assert list(together([large])) == [slice(0, 1)]
+    assert list(together([small, small, large, large, small])) == [slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 5)]
+    assert list(together([(3000, 10), (10, 3000), (10, 10)])) == [slice(0, 2), slice(2, 3)]
+    assert [rows.stop - rows.start for rows in together([small] * 70)] == [32, 32, 6]
 
 
 def grey(num: int, side: int) -> ArraySource:

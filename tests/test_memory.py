@@ -88,8 +88,10 @@ def test_images_by_hand() -> None:
     views = decoded_bytes(config(), 8)
     setting = Setting(device="cpu", precision="fp32", workers=2, image_bytes=1000, num_images=100, division="images")
     decoded = estimate(config(), setting)
-    assert decoded.images == (8 + 32) * 1000 + (4 << 20) + views
+    assert decoded.images == 2 * 8000 + (4 << 20) + views
     assert decoded.loader == (2 * 4 + 2) * 8000 + 2 * ((48 << 20) + 2 * 8000)
+    large = estimate(config(), replace(setting, image_bytes=10 << 20))
+    assert large.images == (8 * 10 + 64 + 4 << 20) + views
     resident = estimate(config(), replace(setting, division="resident"))
     assert resident.images == 100 * 1000 + (4 << 20) + views
     assert resident.loader == 0
