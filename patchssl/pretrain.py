@@ -96,7 +96,13 @@ def pretrain(
         division = ViewsByWorkers(MultiCrop(config.views, train.seed))
         share = Share(ranks.rank(), ranks.world_size(), train.accumulate)
         batches = TrainingBatches(
-            source, division, batch_size=train.batch_size, num_steps=num_steps, seed=train.seed, share=share
+            source,
+            division,
+            batch_size=train.batch_size,
+            num_steps=num_steps,
+            seed=train.seed,
+            share=share,
+            shuffle_buffer=config.data.shuffle_buffer,
         )
         bad_images = BadImages(len(source), config.data.max_bad_fraction)
         loaded = iterate(batches, first_step=step, workers=workers, pin_memory=device.startswith("cuda"))

@@ -20,7 +20,7 @@ from patchssl.cli.training import run_training
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data")
 @click.option(
     "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="The run folder to write."
 )
@@ -81,7 +81,7 @@ from patchssl.cli.training import run_training
 @quiet_option()
 @training_process()
 def pretrain(
-    data: Path,
+    data: str,
     output: Path,
     source: str | None,
     overrides: tuple[str, ...],
@@ -161,7 +161,9 @@ def pretrain(
                 if resume and source is None and (output / "config.yaml").is_file():
                     source = str(output / "config.yaml")
                 config = load_config(source, [*overrides, *given])
-                images = open_unlabelled(data, apply_exif=config.data.exif_orientation)
+                images = open_unlabelled(
+                    data, apply_exif=config.data.exif_orientation, image_column=config.data.image_column
+                )
             if dry_run:
                 from patchssl.cli.dry_run import print_plan
 
