@@ -70,7 +70,7 @@ def lane_order(
 def _shuffled_blocks(blocks: Blocks, rng: np.random.Generator) -> NDArray[np.int64]:
     """Blocks with images, those of a shard one after another."""
     of_shard = rng.permutation(int(blocks.shards.max(initial=-1)) + 1)
-    order = np.lexsort((rng.random(len(blocks.sizes)), of_shard[blocks.shards]))
+    order: NDArray[np.int64] = np.lexsort((rng.random(len(blocks.sizes)), of_shard[blocks.shards]))
     kept: NDArray[np.int64] = order[blocks.sizes[order] > 0]
     return kept
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from patchssl.errors import DataError
 
-MAX_EXPANDED = 1_000_000
+MAX_EXPANDED = 100_000
 
 _NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?")
 

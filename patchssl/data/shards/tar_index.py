@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import tarfile
 from collections import Counter
 from dataclasses import dataclass, field
@@ -208,7 +209,8 @@ class _Scan:
 
 def compressed(name: str, kind: str, command: str) -> str:
     """What to say of a compressed tar file."""
+    file = shlex.quote(name.rpartition("/")[2] if "://" in name else name)
     return (
-        f"{name} is compressed ({kind}), which allows no random access; unpack it: {command} {name} (images hardly "
-        "shrink by it)"
+        f"{name} is compressed ({kind}), which allows no random access, and hardly makes images smaller; unpack it: "
+        f"{command} {file}"
     )
