@@ -1,5 +1,6 @@
 """The folder in which things are kept that can be made again."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -8,11 +9,19 @@ CACHE_VARIABLE = "PATCHSSL_CACHE"
 
 
 def user_cache() -> Path:
-    """$PATCHSSL_CACHE, or `patchssl` in the user's cache folder."""
+    """$PATCHSSL_CACHE, or `patchssl` in the user's cache folder.
+
+    Raises:
+        OSError: the user has no home folder, as in some containers.
+    """
     if os.environ.get(CACHE_VARIABLE):
         return Path(os.environ[CACHE_VARIABLE])
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "patchssl"
     # By the XDG specification a relative path counts as none.
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (given if given.is_absolute() else Path.home() / ".cache") / "patchssl"
+    if given.is_absolute() and sys.platform != "darwin":
+        return given / "patchssl"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        raise OSError(errno.ENOENT, f"there is no home folder; set {CACHE_VARIABLE}") from None
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "patchssl"

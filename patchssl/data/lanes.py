@@ -71,8 +71,7 @@ def _shuffled_blocks(blocks: Blocks, rng: np.random.Generator) -> NDArray[np.int
     """Blocks with images, those of a shard one after another."""
     of_shard = rng.permutation(int(blocks.shards.max(initial=-1)) + 1)
     order: NDArray[np.int64] = np.lexsort((rng.random(len(blocks.sizes)), of_shard[blocks.shards]))
-    kept: NDArray[np.int64] = order[blocks.sizes[order] > 0]
-    return kept
+    return order[blocks.sizes[order] > 0]
 
 
 def _dealt(sizes: NDArray[np.int64], num_lanes: int) -> NDArray[np.int64]:
@@ -89,7 +88,8 @@ def _dealt(sizes: NDArray[np.int64], num_lanes: int) -> NDArray[np.int64]:
 def _ranges(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Join range(start, start + size) of all blocks."""
     before = np.cumsum(sizes) - sizes
-    return np.arange(int(sizes.sum())) + np.repeat(starts - before, sizes)
+    joined: NDArray[np.int64] = np.arange(int(sizes.sum())) + np.repeat(starts - before, sizes)
+    return joined
 
 
 def _by_lane(lanes: NDArray[np.uint8], batch_size: int, in_batch: int) -> NDArray[np.int64]:

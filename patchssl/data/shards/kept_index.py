@@ -24,13 +24,12 @@ class KeptIndexes:
 
     def __init__(self) -> None:
         """Nothing has been written yet."""
-        self._folder = user_cache() / "shards" / "indexes"
         self._is_told = False
 
     def find(self, shard: Shard) -> TarIndex | None:
         """The index of a shard as it is now, if one is kept."""
-        path = self._path(shard)
         try:
+            path = _path(shard)
             content = path.read_bytes()
         except OSError:
             return None
@@ -43,19 +42,20 @@ class KeptIndexes:
 
     def keep(self, shard: Shard, index: TarIndex) -> None:
         """Write an index, or say once that it cannot be."""
-        path = self._path(shard)
         try:
+            path = _path(shard)
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary:
                 temporary.write_bytes(_to_bytes(index, shard))
         except OSError as error:
             if not self._is_told:
-                told = "%s cannot be written (%s): what the shards hold is found out again in each run"
-                logger.info(told, self._folder, error.strerror or error)
+                told = "indexes of shards cannot be kept (%s): what these hold is found out again in each run"
+                logger.info(told, error)
             self._is_told = True
 
-    def _path(self, shard: Shard) -> Path:
-        return self._folder / f"{_digest(shard)}.npz"
+
+def _path(shard: Shard) -> Path:
+    return user_cache() / "shards" / "indexes" / f"{_digest(shard)}.npz"
 
 
 def _digest(shard: Shard) -> str:

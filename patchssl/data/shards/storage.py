@@ -22,7 +22,7 @@ class MissingError(DataError):
 PAUSES_S = (1.0, 4.0, 15.0)
 
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)(://|::)")
-_SHOWN_PROTOCOLS = 24
+_USUAL = ("file", "https", "s3", "gs", "az", "hf", "ftp", "sftp", "hdfs", "webdav")
 # No data is sent for so long: the connection is lost. There is no limit for a whole file.
 _SILENCE_S = 60.0
 
@@ -65,14 +65,13 @@ def file_system(url: str) -> tuple[Any, str]:
             options = {"client_kwargs": {"timeout": limit}}
         system, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
-        raise DataError(f"{shown(url)} needs a package that is not installed: {_line(error)}; pip install it") from None
+        where = "; pip install 'patchssl[shards]'" if "aiohttp" in str(error) else ""
+        raise DataError(f"{shown(url)} needs a package that is not installed: {_line(error)}{where}") from None
     except Exception as error:  # each file system has errors of its own
-        known = sorted(set(fsspec.available_protocols()))
-        more = ", …" if len(known) > _SHOWN_PROTOCOLS else ""
-        told = f"{shown(url)} cannot be opened: {_line(error)}"
-        if "rotocol not known" in str(error):
-            told += f"; fsspec knows {', '.join(known[:_SHOWN_PROTOCOLS])}{more}"
-        raise DataError(told) from None
+        known = set(fsspec.available_protocols())
+        usual = ", ".join(name for name in _USUAL if name in known)
+        more = f"; known are {usual} and {len(known)} in all" if "rotocol not known" in str(error) else ""
+        raise DataError(f"{shown(url)} cannot be opened: {_line(error)}{more}") from None
     return system, str(path)
 
 

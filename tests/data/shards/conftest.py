@@ -63,7 +63,7 @@ def write_parquet() -> WriteParquet:
     import pyarrow
     import pyarrow.parquet
 
-    def write(path: Path, numbers: Sequence[int] = (), group: int = 4, **columns: Any) -> Path:
+    def write(path: Path, numbers: Sequence[int] = (), /, *, group: int = 4, **columns: Any) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not columns:
             rows = [{"bytes": png(number), "path": f"{number}.png"} for number in numbers]
