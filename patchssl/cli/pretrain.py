@@ -104,10 +104,14 @@ def pretrain(
 ) -> None:
     """Pretrain a Vision Transformer on DATA without labels.
 
-    DATA is a folder of images at any depth, a CIFAR-10/100 python folder, or a CSV file with a `path` column.
+    DATA is a folder of images at any depth, a CIFAR-10/100 python folder, a CSV file with a `path` column, or shards:
+    tar files (WebDataset) or parquet files with images, as a file, a folder of them, or a pattern in quotes, here or
+    behind any URL that fsspec knows.
 
     \b
     patchssl pretrain photos --output runs/photos --config imagenet100
+    patchssl pretrain 'shards/train-{000..127}.tar' --output runs/shards
+    patchssl pretrain 's3://bucket/data/*.parquet' --output runs/rows --set data.image_column=image
     patchssl pretrain cifar10/train --output runs/c10 --config cifar10-cpu --set train.epochs=5
     patchssl pretrain cifar10/train --output runs/c10 --resume
     patchssl pretrain photos --output runs/more --init runs/photos --config runs/photos/config.yaml --init-heads

@@ -43,20 +43,18 @@ def local_copy(shard: Shard, given_up: threading.Event | None = None) -> Path:
     """
     if shard.url is None:
         return Path(shard.location)
-    suffix = PurePosixPath(shard.name).suffix
-    path = copies_folder() / (hashlib.sha256(shard.key.encode(errors="surrogateescape")).hexdigest()[:32] + suffix)
-    if _is_whole(path, shard):
-        return path
+    digest = hashlib.sha256(shard.key.encode(errors="surrogateescape")).hexdigest()[:32]
     try:
+        path = copies_folder() / f"{digest}{PurePosixPath(shard.name).suffix}"
+        if _is_whole(path, shard):
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
         given_up = given_up or threading.Event()
         with _locked(path, shard, given_up):
             if not _is_whole(path, shard):
                 _copy(shard, path, given_up)
     except OSError as error:
-        raise DataError(
-            f"{path.parent} takes no copy of {shard.location}: {error.strerror or error}{_ADVICE}"
-        ) from None
+        raise DataError(f"no copy of {shard.location} can be made: {error}{_ADVICE}") from None
     return path
 
 

@@ -72,9 +72,13 @@ def shards_below(folder: Path) -> list[Shard]:
     Raises:
         DataError: there are none, but compressed tar files.
     """
-    found, others = [], []
-    for place, subfolders, files in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+    found, others, seen = [], [], set()
+    for place, subfolders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # by a link, which may lead back up
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         paths = [os.path.join(place, name) for name in files if not name.startswith(".")]  # noqa: PTH118 - as os.walk
         found += [path for path in paths if is_shard(path)]
         others += [path for path in paths if not is_shard(path)]

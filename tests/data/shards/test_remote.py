@@ -309,7 +309,7 @@ def test_no_room_for_copies(memory: Any, monkeypatch: pytest.MonkeyPatch, tmp_pa
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PATCHSSL_CACHE", str(tmp_path / "file"))
     with pytest.raises(
-        DataError, match=r"takes no copy of .*s-0\.tar: Not a directory; make room, or set PATCHSSL_CACHE"
+        DataError, match=r"no copy of .*s-0\.tar can be made: .*Not a directory.*; make room, or set PATCHSSL_CACHE"
     ):
         open_unlabelled("memory://bucket/data/s-0.tar")
 
