@@ -74,13 +74,17 @@ class PositionedReads:
         shard = self._shards[number]
         with self._lock:
             found = self._open.pop(number, None)
-            # One that was replaced by its like, as by copying it back, is opened again.
-            if found is None or changed(shard, os.fstat(found.handle)):
+            # What has changed or was removed is opened again: its like may have taken its place.
+            if found is None or not _is_current(shard, os.fstat(found.handle)):
                 found = _Open(open_unchanged(shard, local_copy(shard)))
             self._open[number] = found
             while len(self._open) > MAX_OPEN:
                 self._open.popitem(last=False)
         return found
+
+
+def _is_current(shard: Shard, found: os.stat_result) -> bool:
+    return not changed(shard, found) and (found.st_nlink > 0 or shard.url is not None)
 
 
 def _pread(handle: int, size: int, offset: int) -> bytes:

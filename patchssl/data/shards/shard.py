@@ -74,8 +74,6 @@ def changed(shard: Shard, found: os.stat_result) -> str:
         return f"has changed: it had {shard.size:,} bytes when it was opened, and has {found.st_size:,}"
     if shard.url is None and str(found.st_mtime_ns) != shard.stamp:
         return "has been written anew since it was opened"
-    if shard.url is None and found.st_nlink == 0:
-        return "is no longer there"
     return ""
 
 

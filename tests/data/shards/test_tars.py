@@ -450,6 +450,44 @@ def test_a_shard_that_is_put_back_as_it_was_is_read_on(shards: Path) -> None:
     assert source.fetch(0) == before
 
 
+def test_a_file_system_that_counts_no_links(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, plain = open_unlabelled(shards), os.fstat
+
+    def without_links(handle: int) -> os.stat_result:
+        values = list(plain(handle))
+        values[3] = 0
+        return os.stat_result(values, {"st_mtime_ns": plain(handle).st_mtime_ns})
+
+    expected = [source.fetch(index) for index in (0, 1)]
+    monkeypatch.setattr(os, "fstat", without_links)
+    assert [source.fetch(index) for index in (0, 1)] == expected
+
+
+def test_folders_of_images_and_of_links_by_other_names(
+    shards: Path, tmp_path: Path, picture: Callable[[int], bytes]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(picture(1))
+    assert list(open_unlabelled(f"file://{tmp_path}/photos").ids) == ["a.png"]
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "there").symlink_to(shards)
+    (shards / "up").symlink_to(linked)
+    assert len(open_unlabelled(linked)) == 70
+
+
+def test_a_user_without_a_home_folder(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("PATCHSSL_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert len(open_unlabelled(shards)) == 70
+    with pytest.raises(OSError, match="there is no home folder; set PATCHSSL_CACHE"):
+        user_cache()
+
+
 def test_a_part_of_a_disk_that_cannot_be_read_is_an_unreadable_image(
     shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
