@@ -32,6 +32,9 @@ class DataConfig(Section):
     shuffle_buffer: Count = Field(
         4096, description="images of tar or parquet shards that are shuffled among each other, besides their shards"
     )
+    image_column: str | None = Field(
+        None, description="column of parquet files that holds the images; null: the one that does"
+    )
 
 
 class ViewsConfig(Section):

@@ -110,12 +110,24 @@ def feed(
     if division == "resident":
         resident = _load(config, source, device, workers)
         if resident is not None:
-            samples = Samples(source, batch_size=train.batch_size, seed=train.seed, share=share)
+            samples = Samples(
+                source,
+                batch_size=train.batch_size,
+                seed=train.seed,
+                share=share,
+                shuffle_buffer=config.data.shuffle_buffer,
+            )
             return _resident_feed(resident, ResidentBatches(resident, samples, crop, num_steps), device)
         division = _by_workers(config, probe(source), device.type)
     by_workers = ViewsByWorkers(crop) if division == "views" else ImagesByWorkers(crop)
     batches: TrainingBatches[Any] = TrainingBatches(
-        source, by_workers, batch_size=train.batch_size, num_steps=num_steps, seed=train.seed, share=share
+        source,
+        by_workers,
+        batch_size=train.batch_size,
+        num_steps=num_steps,
+        seed=train.seed,
+        share=share,
+        shuffle_buffer=config.data.shuffle_buffer,
     )
     if division == "views":
         return Feed(division, batches, workers, lambda views: [view.to(device) for view in views], lambda views: views)

@@ -29,7 +29,7 @@ class Effect(Enum):
 
 _EFFECTS: Mapping[str, Mapping[Effect, str]] = {
     "data": {
-        Effect.RESULT: "exif_orientation cache_side shuffle_buffer",
+        Effect.RESULT: "exif_orientation cache_side shuffle_buffer image_column",
         Effect.ROUNDING: "division",
         Effect.NONE: "workers max_bad_fraction cache_images",
     },

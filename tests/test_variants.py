@@ -107,7 +107,7 @@ LEFT_OUT = {
     *("loss.chunk_mib", "model.crop_fraction", "train.device", "train.checkpoint_every_steps", "train.keep_last"),
     *("train.accumulate", "train.checkpoint_activations", "train.strategy", "train.keep_every"),
     *("train.max_skipped_steps", "data.workers", "data.max_bad_fraction", "data.exif_orientation"),
-    *("data.division", "data.cache_images", "data.cache_side", "data.shuffle_buffer"),
+    *("data.division", "data.cache_images", "data.cache_side", "data.shuffle_buffer", "data.image_column"),
     *("log.every_steps", "log.tensorboard", "log.knn_data", "log.knn_every_steps"),
     *("log.knn_train_images", "log.knn_test_images"),
 }

@@ -167,16 +167,15 @@ def gib(num_bytes: int) -> str:
 def _image_bytes(images: "StoredSource") -> int:
     """The mean size of some images when they are decoded; 0 if none can be read."""
     from patchssl.data.decode import UnreadableImage
+    from patchssl.data.probing import some_of
 
     sizes = []
-    for index in range(0, len(images), max(1, len(images) // _NUM_READ)):
+    for index in some_of(images, _NUM_READ):
         try:
             image = images.read(index)
         except UnreadableImage:
             continue
         sizes.append(3 * image.width * image.height)
-        if len(sizes) == _NUM_READ:
-            break
     return round(sum(sizes) / max(1, len(sizes)))
 
 

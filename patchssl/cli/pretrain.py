@@ -20,7 +20,7 @@ from patchssl.cli.training import run_training
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data")
 @click.option(
     "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="The run folder to write."
 )
@@ -81,7 +81,7 @@ from patchssl.cli.training import run_training
 @quiet_option()
 @training_process()
 def pretrain(
-    data: Path,
+    data: str,
     output: Path,
     source: str | None,
     overrides: tuple[str, ...],
@@ -104,10 +104,14 @@ def pretrain(
 ) -> None:
     """Pretrain a Vision Transformer on DATA without labels.
 
-    DATA is a folder of images at any depth, a CIFAR-10/100 python folder, or a CSV file with a `path` column.
+    DATA is a folder of images at any depth, a CIFAR-10/100 python folder, a CSV file with a `path` column, or shards:
+    tar files (WebDataset) or parquet files with images, as a file, a folder of them, or a pattern in quotes, here or
+    behind any URL that fsspec knows.
 
     \b
     patchssl pretrain photos --output runs/photos --config imagenet100
+    patchssl pretrain 'shards/train-{000..127}.tar' --output runs/shards
+    patchssl pretrain 's3://bucket/data/*.parquet' --output runs/rows --set data.image_column=image
     patchssl pretrain cifar10/train --output runs/c10 --config cifar10-cpu --set train.epochs=5
     patchssl pretrain cifar10/train --output runs/c10 --resume
     patchssl pretrain photos --output runs/more --init runs/photos --config runs/photos/config.yaml --init-heads
@@ -161,7 +165,9 @@ def pretrain(
                 if resume and source is None and (output / "config.yaml").is_file():
                     source = str(output / "config.yaml")
                 config = load_config(source, [*overrides, *given])
-                images = open_unlabelled(data, apply_exif=config.data.exif_orientation)
+                images = open_unlabelled(
+                    data, apply_exif=config.data.exif_orientation, image_column=config.data.image_column
+                )
             if dry_run:
                 from patchssl.cli.dry_run import print_plan
 

@@ -84,9 +84,11 @@ def open_part(folder: Path, data: Path) -> FileSource:
     """All images below a folder that is a part of DATA.
 
     Raises:
-        DataError: there are none.
+        DataError: there are none, or they are no files of their own.
     """
     opened = open_unlabelled(folder, apply_exif=False)
+    if not isinstance(opened, FileSource):
+        raise DataError(f"{folder} holds images, but not as files of their own, which are needed here; unpack them")
     return FileSource(folder, tuple(opened.ids), None, (), data.resolve().name, str(data), False)
 
 

@@ -84,6 +84,7 @@ class TrainingBatches(Dataset[Loaded[Made]], Generic[Made]):
         num_steps: int,
         seed: int,
         share: Share = ALONE,
+        shuffle_buffer: int | None = None,
     ) -> None:
         """Keep what is needed to make any batch.
 
@@ -94,9 +95,10 @@ class TrainingBatches(Dataset[Loaded[Made]], Generic[Made]):
             num_steps: steps of the whole training.
             seed: of the order.
             share: what this process takes of it.
+            shuffle_buffer: images of a source in shards that are shuffled among each other; None: all.
         """
         self.source, self.division = source, division
-        self.samples = Samples(source, batch_size=batch_size, seed=seed, share=share)
+        self.samples = Samples(source, batch_size=batch_size, seed=seed, share=share, shuffle_buffer=shuffle_buffer)
         self.num_steps = num_steps
 
     def __len__(self) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 from patchssl.data.decode import UnreadableImage, open_image
 from patchssl.data.images import StoredSource
 from patchssl.data.loader import iterate
+from patchssl.data.probing import some_of
 from patchssl.errors import DataError
 
 #: Images with longer sides are not taken for small ones.
@@ -44,7 +45,7 @@ class Resident:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What some images of a source, evenly from all, are like.
+    """What some images of a source are like.
 
     Attributes:
         num_images: of the whole source.
@@ -64,10 +65,11 @@ class Probe:
 
 def probe(source: StoredSource) -> Probe:
     """Look at the headers of some images."""
-    num = len(source)
-    found = [seen for index in range(0, num, -(-num // _NUM_PROBED)) if (seen := _seen(source, index)) is not None]
+    found = [seen for index in some_of(source, _NUM_PROBED) if (seen := _seen(source, index)) is not None]
     sizes, reducible = [size for size, _ in found], [is_reducible for _, is_reducible in found]
-    return Probe(num, torch.tensor(sizes, dtype=torch.int64).view(-1, 2), torch.tensor(reducible, dtype=torch.bool))
+    return Probe(
+        len(source), torch.tensor(sizes, dtype=torch.int64).view(-1, 2), torch.tensor(reducible, dtype=torch.bool)
+    )
 
 
 def _seen(source: StoredSource, index: int) -> tuple[tuple[int, int], bool] | None:

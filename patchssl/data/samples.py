@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from patchssl.data.decode import OpenedImage, UnreadableImage, open_image
 from patchssl.data.images import StoredSource
-from patchssl.data.order import epoch_order
+from patchssl.data.order import epoch_order, tell_smaller_buffer
 from patchssl.errors import DataError
 from patchssl.structs import SampleKeys
 
@@ -47,9 +47,12 @@ ALONE = Share()
 class Samples:
     """The samples of every step: the source is gone through in an order of each epoch, batch after batch."""
 
-    def __init__(self, source: StoredSource, *, batch_size: int, seed: int, share: Share) -> None:
+    def __init__(
+        self, source: StoredSource, *, batch_size: int, seed: int, share: Share, shuffle_buffer: int | None = None
+    ) -> None:
         """Keep what decides them; as for TrainingBatches."""
-        self._source, self._seed = source, seed
+        tell_smaller_buffer(source, shuffle_buffer)
+        self._source, self._seed, self._shuffle_buffer = source, seed, shuffle_buffer
         self._batch_size, self._places = batch_size, share.of(batch_size)
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
@@ -67,7 +70,14 @@ class Samples:
 
     def _order_of(self, epoch: int) -> NDArray[np.int64]:
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, epoch_order(self._source, seed=self._seed, epoch=epoch)
+            order = epoch_order(
+                self._source,
+                seed=self._seed,
+                epoch=epoch,
+                shuffle_buffer=self._shuffle_buffer,
+                batch_size=self._batch_size,
+            )
+            self._order = epoch, order
         return self._order[1]
 
 

@@ -11,29 +11,64 @@ import numpy as np
 from patchssl.data.cifar import is_cifar, open_cifar
 from patchssl.data.decode import IMAGE_SUFFIXES
 from patchssl.data.images import FileSource, ImageSource, StoredSource
+from patchssl.data.shards.finding import SUFFIXES, check_not_mixed, named_shards, refuse_compressed, shards_below
+from patchssl.data.shards.opening import open_shards
+from patchssl.data.shards.parquet_source import ParquetSource
+from patchssl.data.shards.storage import on_this_machine, shown
 from patchssl.data.tables import classes_table, labelled_table, unlabelled_table
-from patchssl.errors import DataError
+from patchssl.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
 TEST_FOLDERS = ("val", "test")
 
 
-def open_unlabelled(path: str | os.PathLike[str], *, apply_exif: bool = True) -> StoredSource:
-    """Open DATA of `pretrain` and `embed`: all images of a folder at any depth, a CIFAR folder's training part, a CSV.
+def open_unlabelled(
+    path: str | os.PathLike[str], *, apply_exif: bool = True, image_column: str | None = None
+) -> StoredSource:
+    """Open DATA of `pretrain` and `embed`.
+
+    All images of a folder at any depth, a CIFAR folder's training part, a CSV; or shards, tar or parquet: a file, a
+    folder of them, a pattern, or a URL that fsspec knows.
+
+    Args:
+        path: the folder, file, pattern or URL.
+        apply_exif: turn pictures upright.
+        image_column: of parquet files; None: the one that holds images.
 
     Raises:
         DataError: nothing there, or no image in it.
+        ConfigError: a column is given, and it is no parquet; or a package is needed that is not installed.
     """
-    data = _existing(path)
-    if data.is_file():
-        return unlabelled_table(data, apply_exif=apply_exif)
-    if is_cifar(data):
-        return open_cifar(data, train=True)
-    ids = tuple(_walk(data))
-    if not ids:
-        raise DataError(f"{data} holds no image files{_contents(data)}; suffixes read: {_suffixes()}")
-    return FileSource(data, ids, None, (), _name_of(data), str(path), apply_exif)
+    source = _open_unlabelled(os.fspath(path), apply_exif, image_column)
+    if image_column is not None and not isinstance(source, ParquetSource):
+        raise ConfigError(
+            f"data.image_column is {image_column!r}, and {path} holds no parquet files, which alone have columns; "
+            "leave one of both out"
+        )
+    return source
+
+
+def _open_unlabelled(path: str, apply_exif: bool, image_column: str | None) -> StoredSource:
+    place = on_this_machine(path)
+    shards, name = named_shards(place), None
+    if shards is None:
+        data = _existing(place, ", .tar or .parquet files")
+        if data.is_file():
+            return unlabelled_table(data, apply_exif=apply_exif)
+        if is_cifar(data):
+            return open_cifar(data, train=True)
+        ids = tuple(_walk(data))
+        check_not_mixed(data, len(ids))
+        if ids:
+            return FileSource(data, ids, None, (), _name_of(data), path, apply_exif)
+        shards, name = shards_below(data), _name_of(data)
+        if not shards:
+            raise DataError(
+                f"{data} holds no image files{_contents(data)}; suffixes read: {_suffixes()}, and of shards "
+                f"{' '.join(SUFFIXES)}"
+            )
+    return open_shards(shards, name=name, location=shown(path), apply_exif=apply_exif, image_column=image_column)
 
 
 def open_labelled(path: str | os.PathLike[str], *, apply_exif: bool = True) -> dict[str, ImageSource]:
@@ -164,12 +199,14 @@ def _by_class(
     return FileSource(folder, ids, labels, classes, _name_of(data), location, apply_exif)
 
 
-def _existing(path: str | os.PathLike[str]) -> Path:
+def _existing(path: str | os.PathLike[str], besides: str = "") -> Path:
     data = Path(path)
-    if not data.exists():
-        raise DataError(f"{data} does not exist; give a folder of images, a CIFAR python folder or a CSV file")
+    allowed = f"give a folder of images, a CIFAR python folder{besides} or a CSV file"
+    if not os.path.exists(data):  # noqa: PTH110 - of a name that no file can have it says no
+        raise DataError(f"{data} does not exist; {allowed}")
     if data.is_file() and data.suffix.lower() != ".csv":
-        raise DataError(f"{data} is a file but no .csv; give a folder of images, a CIFAR python folder or a CSV file")
+        refuse_compressed([str(data)])
+        raise DataError(f"{data} is a file but no .csv; {allowed}")
     return data
 
 

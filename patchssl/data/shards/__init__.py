@@ -1,0 +1,1 @@
+"""Images in shards: tar files (WebDataset) and parquet files, on this machine or elsewhere."""
