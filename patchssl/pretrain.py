@@ -19,6 +19,7 @@ from patchssl.guard import Guard
 from patchssl.resumable import Hardware
 from patchssl.resuming import Checkpoints
 from patchssl.run_folder import list_unreadable
+from patchssl.stage_clock import clock_of
 from patchssl.step_values import scheduled
 from patchssl.structs import ViewGroup
 from patchssl.student_teacher import StudentTeacher
@@ -88,7 +89,8 @@ def pretrain(
     train = config.train
     num_steps = train.num_steps(len(source))
     with _lost_contact_told(run):
-        trainer = Trainer(networks, device=device, precision=precision)
+        clock = clock_of(device)
+        trainer = Trainer(networks, device=device, precision=precision, clock=clock)
         hardware = Hardware(device.partition(":")[0], precision, ranks.world_size())
         checkpoints = Checkpoints(run, trainer, source, hardware)
         step, skipped = checkpoints.begin(resume=resume)
@@ -111,18 +113,26 @@ def pretrain(
                     first_step=step,
                     workers=workers,
                     measure=measure,
+                    clock=clock,
                 ) as watch,
             ):
                 while step < num_steps:
-                    batch = unless_stopped(loaded.__next__)
-                    if ranks.any_of(batch is None):
-                        break
+                    with clock.stage("waiting"):
+                        batch = unless_stopped(loaded.__next__)
+                        if ranks.any_of(batch is None):
+                            break
                     assert batch is not None
-                    watch.waited()
                     values = scheduled(config, step, num_steps)
                     outcome = trainer.step(batch.made, batch.keys, values)
                     guard.count(step, outcome)
-                    watch.stepped(step, values, outcome, train.batch_size, skipped_steps=guard.skipped.total)
+                    watch.stepped(
+                        step,
+                        values,
+                        outcome,
+                        train.batch_size,
+                        loader_s=batch.seconds,
+                        skipped_steps=guard.skipped.total,
+                    )
                     with ranks.failing_alike():
                         guard.check(step, outcome, batch.made, batch.keys)
                     step += 1
@@ -134,9 +144,10 @@ def pretrain(
                     if stopping:
                         break
                     if step % train.checkpoint_every_steps == 0 and guard.may_save():
-                        checkpoints.save(step, guard.skipped)
-                    watch.waits()
-                checkpoints.save(step, guard.skipped)
+                        with clock.stage("saving"):
+                            checkpoints.save(step, guard.skipped)
+                with clock.stage("saving"):
+                    checkpoints.save(step, guard.skipped)
                 watch.ended()
         finally:
             if ranks.is_main():
