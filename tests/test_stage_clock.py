@@ -69,10 +69,14 @@ def test_what_was_read_is_not_read_again_also_in_the_middle_of_a_stage() -> None
 
 def test_an_error_ends_the_stages_that_it_leaves() -> None:
     now, clock = host()
+
+    def decode() -> None:
+        now.s += 1
+        raise ValueError("damaged")
+
     with clock.stage("loss"):
         with pytest.raises(ValueError, match="damaged"), clock.stage("reading"), clock.stage("decoding"):
-            now.s += 1
-            raise ValueError("damaged")
+            decode()
         now.s += 2
     now.s += 4
     assert clock.read() == {"loss": 2.0, "reading": 0.0, "decoding": 1.0, "other": 4.0}
@@ -93,7 +97,8 @@ MOVES = st.lists(st.one_of(st.sampled_from(STAGES), st.just("up"), st.integers(0
 @given(MOVES)
 def test_stages_are_those_of_the_definition_and_sum_to_the_whole(moves: list[Any]) -> None:
     now, clock = host()
-    start, opened, wanted = now.s, [], {"other": 0.0}
+    start, wanted = now.s, {"other": 0.0}
+    opened: list[tuple[str, Any]] = []
     for move in moves:
         if move == "up":
             if opened:
@@ -214,11 +219,16 @@ def test_events_do_not_grow_without_bounds_between_readings(monkeypatch: pytest.
 def test_a_gpu_that_has_failed_is_asked_nothing() -> None:
     gpu = Gpu()
     clock = StageClock(EventLaps(gpu.event))
-    with pytest.raises(RuntimeError, match="out of memory"), clock.stage("loss"), clock.stage("forward"):
+    num_events = []
+
+    def fail() -> None:
         gpu.work(3)
-        before = gpu.num_events
+        num_events.append(gpu.num_events)
         raise RuntimeError("out of memory")
-    assert gpu.num_events == before
+
+    with pytest.raises(RuntimeError, match="out of memory"), clock.stage("loss"), clock.stage("forward"):
+        fail()
+    assert num_events == [gpu.num_events]
     assert clock.read() == pytest.approx({"other": 0.003, "loss": 0.0})
 
 
