@@ -10,6 +10,7 @@ from patchssl.cells import check_cells
 from patchssl.config import PhotometricConfig
 from patchssl.errors import ConfigError
 from patchssl.photometric import PhotometricSettings, ViewNumbers, fill, normalise_
+from patchssl.stage_clock import UNTIMED, Stages
 from patchssl.structs import BatchViews, SampleKeys, ViewGroup
 
 # Streams of view v's geometry are v; those of its photometric parameters begin here.
@@ -40,6 +41,7 @@ def prepare_views(
     seed: int,
     device: torch.device,
     teacher_patch_probability: Sequence[float] | None = None,
+    clock: Stages = UNTIMED,
 ) -> BatchViews:
     """Move the views of a batch to the device, augment and normalise them.
 
@@ -55,6 +57,7 @@ def prepare_views(
         device: where to compute.
         teacher_patch_probability: of the teacher's copy of the first global view and of the others being in patch mode;
             None: the teacher sees the student's pixels.
+        clock: told when pixels are moved.
 
     Raises:
         ConfigError: a probability is none, there are not two of them, or patch mode is possible and cells would not
@@ -64,7 +67,8 @@ def prepare_views(
     _check(groups, keys, settings, teacher_patch_probability)
     student, first_view, teacher = [], 0, None
     for number, group in enumerate(groups):
-        pixels = group.pixels.to(device, non_blocking=True).flatten(0, 1)  # (B * V, 3, side, side)
+        with clock.stage("moving"):
+            pixels = group.pixels.to(device, non_blocking=True).flatten(0, 1)  # (B * V, 3, side, side)
         done = torch.empty_like(pixels, dtype=torch.promote_types(pixels.dtype, torch.float32))
         parts = _parts(group, keys, settings[:2] if number == 0 else settings[2:], seed, first_view)
         for part in parts:

@@ -4,10 +4,11 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from patchssl.config import ViewsConfig
+from patchssl.config import Config
 from patchssl.environment import usable_cores
 from patchssl.launch import Launch
 from patchssl.step_clock import Interval
+from patchssl.time_report import describe_work
 
 LEAST_INTERVALS = 3
 LEAST_S = 30.0
@@ -23,18 +24,23 @@ class Loading:
         num_cores: that this process may use.
         global_px: side of a global view.
         num_local: local views of an image.
+        has_cache: whether decoded images are kept.
+        has_gpu: whether a GPU trains.
     """
 
     num_workers: int
     num_cores: int
     global_px: int
     num_local: int
+    has_cache: bool = False
+    has_gpu: bool = False
 
     @classmethod
-    def of(cls, views: ViewsConfig, *, num_workers: int, launch: Launch | None) -> "Loading":
+    def of(cls, config: Config, *, num_workers: int, device: str, launch: Launch | None) -> "Loading":
         """In this process; launch tells of those that share the cores of its host with it."""
+        views, has_cache = config.views, config.data.cache_images is not None
         num_cores = max(1, usable_cores() // (launch.local_size if launch else 1))
-        return cls(num_workers, num_cores, views.global_size, views.num_local)
+        return cls(num_workers, num_cores, views.global_size, views.num_local, has_cache, has_gpu=device == "cuda")
 
 
 class DataWait:
@@ -87,29 +93,36 @@ def wanted_workers(window: Interval, loading: Loading) -> int:
 
 
 def describe_wait(window: Interval, loading: Loading) -> str:
-    """That the loader holds the training up, with the numbers, and what to try."""
-    wanted = wanted_workers(window, loading)
+    """That the loader holds the training up, with the numbers, and what to try against what it works at most."""
     processes = "the main process alone makes" if not loading.num_workers else f"{_processes(loading.num_workers)} make"
-    if wanted > loading.num_workers:
-        more = f"--workers {wanted}"
-    else:
-        more = "a machine with more cores, since more processes would only share these"
-    fewer = f", or fewer local views (views.num_local is {loading.num_local})" if loading.num_local else ""
+    most = max(window.loader, key=lambda name: window.loader[name], default="other")
+    *first, last = _advice(most, window, loading)
+    work = describe_work(window.loader)
+    mostly = f"; most of this work is {most} ({work})" if most != "other" and work else ""
     return (
         f"the loader holds the training up: of the last {window.seconds:.0f} s, {window.wait_fraction:.0%} went into "
         f"waiting for data; {processes} {window.images_per_s:.1f} images/s on {loading.num_cores} usable cores, the "
-        f"computation alone would reach {window.images_per_computed_s:.1f}. Try {more}, images stored smaller where "
-        f"they are much larger than a view of {loading.global_px} px{fewer}"
+        f"computation alone would reach {window.images_per_computed_s:.1f}{mostly}. Try {', '.join(first)}, or {last}"
     )
 
 
-def describe_whole(whole: Interval) -> str:
-    """What the time of a training went into."""
-    return (
-        f"{whole.num_images} images in {whole.seconds:.0f} s, {whole.images_per_s:.1f} a second; "
-        f"{whole.wait_fraction:.0%} of the time waiting for data, "
-        f"{whole.computed_s / max(whole.seconds, 1e-9):.0%} in steps"
-    )
+def _advice(most: str, window: Interval, loading: Loading) -> list[str]:
+    """Two things to try or more, against a stage of making batches; the one that promises most first."""
+    wanted = wanted_workers(window, loading)
+    more = [f"--workers {wanted}"] if wanted > loading.num_workers else []
+    cores = more or ["a machine with more cores, since more processes would only share these"]
+    cache = [] if loading.has_cache else ["--cache-images DIR"]
+    smaller = [f"images stored smaller where they are much larger than a view of {loading.global_px} px"]
+    fewer = [f"fewer local views (views.num_local is {loading.num_local})"] if loading.num_local else []
+    if most == "reading":
+        disk = "a faster disk for the images that are kept" if loading.has_cache else "a faster disk"
+        return [*cache, "tar or parquet shards in place of single files", disk, *more]
+    if most == "decoding":
+        return [*cores, *cache, *smaller]
+    if most == "augmenting":
+        by_gpu = ["--set data.division=images, with which the GPU cuts the views out"] if loading.has_gpu else []
+        return [*by_gpu, *cores, *(fewer or smaller)]
+    return [*cores, *smaller, *fewer]
 
 
 def _processes(num: int) -> str:

@@ -10,6 +10,7 @@ from patchssl.backbones.vit import build_vit, vit_tokens
 from patchssl.config import Config
 from patchssl.heads import ProjectionHead
 from patchssl.measures import spread_rows
+from patchssl.stage_clock import UNTIMED, Stages
 from patchssl.stochastic_depth import dropped_branches, dropping, hand_in_factors
 from patchssl.structs import Projections
 
@@ -102,6 +103,7 @@ class Network(nn.Module):
         pixels: Sequence[Tensor],
         kept: Sequence[Tensor] | None = None,
         factors: Sequence[Tensor] | None = None,
+        clock: Stages = UNTIMED,
     ) -> tuple[Tensor, ...]:
         """Project class tokens and patches.
 
@@ -110,6 +112,7 @@ class Network(nn.Module):
             kept: for each group, the rows of (B * V * N) patches that are wanted; None for all.
             factors: for each group (B * V, L), by which the L residual branches that are dropped at times are scaled;
                 None where there are none, or the network is not trained.
+            clock: told when the backbone is at work.
 
         Returns:
             Class tokens of the first group; a sample of its patches, without gradients; rows and prototypes of CLS and,
@@ -118,7 +121,8 @@ class Network(nn.Module):
         """
         cls, patches, branches = [], [], dropped_branches(self.backbone)
         for group, images in enumerate(pixels):
-            with dropping(branches, [None] * len(branches) if factors is None else factors[group].unbind(1)):
+            scales = [None] * len(branches) if factors is None else factors[group].unbind(1)
+            with clock.stage("forward"), dropping(branches, scales):
                 tokens = vit_tokens(self.backbone, images)
             cls.append(tokens.cls)
             if not group:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -20,6 +21,7 @@ from patchssl.guard import Guard
 from patchssl.resumable import Hardware
 from patchssl.resuming import Checkpoints
 from patchssl.run_folder import list_unreadable
+from patchssl.stage_clock import clock_of
 from patchssl.step_values import scheduled
 from patchssl.student_teacher import StudentTeacher
 from patchssl.trainer import Trainer
@@ -99,13 +101,20 @@ def pretrain(
     train = config.train
     num_steps = train.num_steps(len(source))
     with _lost_contact_told(run):
-        trainer = Trainer(networks, device=device, precision=precision)
+        clock = clock_of(device)
+        trainer = Trainer(networks, device=device, precision=precision, clock=clock)
         hardware = Hardware(device.partition(":")[0], precision, ranks.world_size())
         checkpoints = Checkpoints(run, trainer, source, hardware)
         step, skipped = checkpoints.begin(resume=resume)
         guard = Guard(trainer, source, run, precision=precision, skipped=skipped)
         share = Share(ranks.rank(), ranks.world_size(), train.accumulate)
-        images = feed(config, source, device=trainer.fabric.device, num_steps=num_steps, share=share, workers=workers)
+        where = trainer.fabric.device
+        begin = partial(feed, config, source, device=where, num_steps=num_steps, share=share, workers=workers)
+        with ranks.failing_together():
+            images = unless_stopped(begin)
+        if ranks.any_of(images is None):
+            return step
+        assert images is not None
         bad_images = BadImages(len(source), config.data.max_bad_fraction)
         loaded = images.iterate(first_step=step, pin_memory=device.startswith("cuda"))
         try:
@@ -119,19 +128,30 @@ def pretrain(
                     first_step=step,
                     workers=images.workers,
                     measure=measure,
+                    clock=clock,
                 ) as watch,
             ):
                 while step < num_steps:
-                    batch = unless_stopped(loaded.__next__)
-                    if ranks.any_of(batch is None):
-                        break
+                    with clock.stage("waiting"):
+                        batch = unless_stopped(loaded.__next__)
+                        if ranks.any_of(batch is None):
+                            break
                     assert batch is not None
-                    watch.waited()
                     values = scheduled(config, step, num_steps)
-                    views = images.cut(images.move(batch.made))
+                    with clock.stage("moving"):
+                        made = images.move(batch.made)
+                    with clock.stage("augmenting"):
+                        views = images.cut(made)
                     outcome = trainer.step(views, batch.keys, values)
                     guard.count(step, outcome)
-                    watch.stepped(step, values, outcome, train.batch_size, skipped_steps=guard.skipped.total)
+                    watch.stepped(
+                        step,
+                        values,
+                        outcome,
+                        train.batch_size,
+                        loader_s=batch.seconds,
+                        skipped_steps=guard.skipped.total,
+                    )
                     with ranks.failing_alike():
                         guard.check(step, outcome, views, batch.keys)
                     step += 1
@@ -143,9 +163,10 @@ def pretrain(
                     if stopping:
                         break
                     if step % train.checkpoint_every_steps == 0 and guard.may_save():
-                        checkpoints.save(step, guard.skipped)
-                    watch.waits()
-                checkpoints.save(step, guard.skipped)
+                        with clock.stage("saving"):
+                            checkpoints.save(step, guard.skipped)
+                with clock.stage("saving"):
+                    checkpoints.save(step, guard.skipped)
                 watch.ended()
         finally:
             if ranks.is_main():

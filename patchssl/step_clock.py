@@ -1,8 +1,16 @@
 """What the time of a training goes into."""
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from patchssl.stage_clock import Stage, StageClock
+
+#: Of the training device, in a step.
+COMPUTING: tuple[Stage, ...] = ("moving", "augmenting", "forward", "loss", "backward", "update")
+#: Of the process that trains.
+TRAINING: tuple[Stage, ...] = ("waiting", *COMPUTING, "logging", "measuring", "saving", "other")
+#: Of making batches.
+LOADING: tuple[Stage, ...] = ("reading", "decoding", "augmenting", "other")
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,25 +18,41 @@ class Interval:
     """A stretch of training.
 
     Attributes:
-        seconds: its length.
-        waited_s: of these, until the loader had a batch ready.
-        computed_s: of these, in steps; the rest went into saving and the like.
         num_images: how many were trained on.
+        stages: seconds of this process, by stage; together they are its length.
+        loader: seconds that it took to make the batches that were trained on, by stage: in loader processes, of all of
+            them together and beside training; without any, a part of `stages["waiting"]`.
     """
 
-    seconds: float = 0.0
-    waited_s: float = 0.0
-    computed_s: float = 0.0
     num_images: int = 0
+    stages: Mapping[str, float] = field(default_factory=dict)
+    loader: Mapping[str, float] = field(default_factory=dict)
 
     def __add__(self, other: "Interval") -> "Interval":
         """Both together."""
         return Interval(
-            self.seconds + other.seconds,
-            self.waited_s + other.waited_s,
-            self.computed_s + other.computed_s,
-            self.num_images + other.num_images,
+            self.num_images + other.num_images, _added(self.stages, other.stages), _added(self.loader, other.loader)
         )
+
+    @property
+    def length_s(self) -> float:
+        """All of it."""
+        return sum(self.stages.values())
+
+    @property
+    def seconds(self) -> float:
+        """Without measuring the teacher, which says nothing of the pace of training."""
+        return self.length_s - self.stages.get("measuring", 0.0)
+
+    @property
+    def waited_s(self) -> float:
+        """Until the loader had a batch ready."""
+        return self.stages.get("waiting", 0.0)
+
+    @property
+    def computed_s(self) -> float:
+        """In steps; what is neither this nor waiting went into saving and the like."""
+        return sum(self.stages.get(name, 0.0) for name in COMPUTING)
 
     @property
     def wait_fraction(self) -> float:
@@ -46,51 +70,43 @@ class Interval:
         return self.num_images / self.computed_s if self.computed_s else 0.0
 
     def line(self) -> dict[str, float]:
-        """As `metrics.jsonl` has it."""
-        return {"images_per_s": self.images_per_s, "data_wait_fraction": self.wait_fraction}
+        """As `metrics.jsonl` has it: `seconds_forward` and so on, of making batches `seconds_loader_reading`."""
+        return {
+            "images_per_s": self.images_per_s,
+            "data_wait_fraction": self.wait_fraction,
+            **{f"seconds_{name}": self.stages.get(name, 0.0) for name in TRAINING},
+            **{f"seconds_loader_{name}": self.loader.get(name, 0.0) for name in LOADING},
+        }
 
 
 class StepClock:
-    """Tells waiting for data from computing."""
+    """Cuts a training into intervals."""
 
-    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
-        """Start, with the loader being waited for; now gives seconds."""
-        self._now = now
-        self._begin = self._start = self._mark = now()
+    def __init__(self, stages: StageClock) -> None:
+        """Begin now; what the clock has counted before is not of the training."""
+        self._stages = stages
         self._current, self._read = Interval(), Interval()
+        stages.read()
 
-    def waits(self) -> None:
-        """From here on the loader is waited for."""
-        self._mark = self._now()
-
-    def waited(self) -> None:
-        """Data have come, and computing begins."""
-        self._current += Interval(waited_s=self._lap())
-
-    def stepped(self, num_images: int) -> None:
-        """A step has ended."""
-        self._current += Interval(computed_s=self._lap(), num_images=num_images)
+    def stepped(self, num_images: int, loader: Mapping[str, float]) -> None:
+        """A step has ended, on so many images that took so many seconds to make, by stage."""
+        self._current += Interval(num_images, loader=loader)
 
     def read(self) -> Interval:
         """What has passed since the last reading."""
-        now = self._now()
-        interval = self._current + Interval(seconds=now - self._start)
-        self._start, self._current, self._read = now, Interval(), self._read + interval
+        self._advance()
+        interval, self._current = self._current, Interval()
+        self._read += interval
         return interval
 
-    def leave_out(self) -> None:
-        """Count what has passed since the last reading to no interval, but to the whole."""
-        self._start = self._now()
-
     def whole(self) -> Interval:
-        """All since the clock was made."""
-        return Interval(self._now() - self._begin, *_parts(self._read + self._current))
+        """All since the beginning."""
+        self._advance()
+        return self._read + self._current
 
-    def _lap(self) -> float:
-        now = self._now()
-        lap, self._mark = now - self._mark, now
-        return lap
+    def _advance(self) -> None:
+        self._current += Interval(stages=self._stages.read())
 
 
-def _parts(interval: Interval) -> tuple[float, float, int]:
-    return interval.waited_s, interval.computed_s, interval.num_images
+def _added(some: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
+    return {name: some.get(name, 0.0) + others.get(name, 0.0) for name in [*some, *(others.keys() - some.keys())]}

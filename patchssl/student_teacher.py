@@ -13,6 +13,7 @@ from patchssl.loss import paired_cross_entropy
 from patchssl.measures import TargetSums
 from patchssl.network import Network, Projected
 from patchssl.shards import local
+from patchssl.stage_clock import UNTIMED, Stages
 from patchssl.structs import Pairs, ViewGroup
 from patchssl.targets import Targets, mean_logits, moved_center, sinkhorn_center
 from patchssl.workspace import MIB, Workspace
@@ -84,14 +85,17 @@ class StudentTeacher:
         self.centers = {name: center.to(device) for name, center in self.centers.items()}
 
     @torch.no_grad()
-    def answer(self, parts: Sequence[ViewGroup], teacher_temperature: float) -> Answer:
+    def answer(self, parts: Sequence[ViewGroup], teacher_temperature: float, *, clock: Stages = UNTIMED) -> Answer:
         """Ask the teacher about a batch.
 
         Args:
             parts: what it sees of each part of the batch; they are of one size.
             teacher_temperature: of this step.
+            clock: told when the backbone is at work.
         """
-        whole = Projected.joined([Projected.of(self.teacher([part.pixels.flatten(0, 1)])) for part in parts])
+        whole = Projected.joined(
+            [Projected.of(self.teacher([part.pixels.flatten(0, 1)], clock=clock)) for part in parts]
+        )
         return Answer(tuple(whole.split(len(parts))), whole, self._centers(whole, teacher_temperature))
 
     def part_loss(
@@ -108,6 +112,7 @@ class StudentTeacher:
         patch_weight: float,
         part: float = 1.0,
         factors: Sequence[Tensor] | None = None,
+        clock: Stages = UNTIMED,
     ) -> PartLoss:
         """The loss of a batch, or what a part of it adds to that.
 
@@ -123,10 +128,13 @@ class StudentTeacher:
             patch_weight: of this step.
             part: this part's share in the images of the batch.
             factors: of the student's residual branches, as draw_factors gives them.
+            clock: told when the backbone is at work, and when something is moved.
         """
         loss, device = self.config.loss, groups[0].pixels.device
         pixels = [group.pixels.flatten(0, 1) for group in groups]
-        student = Projected.of(forward(pixels, _moved(kept, device), _moved(factors, device)))
+        with clock.stage("moving"):
+            there = _moved(kept, device), _moved(factors, device)
+        student = Projected.of(forward(pixels, *there, clock=clock))
         sums = {
             kind: paired_cross_entropy(
                 rows,

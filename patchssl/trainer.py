@@ -14,6 +14,7 @@ from patchssl.backbones.vit import recompute_activations, recompute_blocks, use_
 from patchssl.engine import Engine
 from patchssl.planning import plan, total_pairs
 from patchssl.shards import cut_like, cut_optimizer_state, whole
+from patchssl.stage_clock import UNTIMED, Stages
 from patchssl.step_values import StepValues
 from patchssl.stochastic_depth import draw_factors, dropped_branches
 from patchssl.structs import BatchViews, SampleKeys, ViewGroup
@@ -83,18 +84,19 @@ class Trainer:
     With several processes each takes its share of a batch, and every method is for all of them to call.
     """
 
-    def __init__(self, networks: StudentTeacher, *, device: str, precision: str) -> None:
+    def __init__(self, networks: StudentTeacher, *, device: str, precision: str, clock: Stages = UNTIMED) -> None:
         """Move the networks to the device and set up AdamW.
 
         Args:
             networks: with the configuration that they were built from.
             device: cpu, cuda or mps; cuda:N for the GPU of that number.
             precision: fp32 or bf16.
+            clock: told which stage of a step is going on.
 
         Raises:
             ConfigError: the batch cannot be shared out among processes, or the strategy is not for so many.
         """
-        self.networks, self.config = networks, networks.config
+        self.networks, self.config, self._clock = networks, networks.config, clock
         if device == "cpu" and precision == "bf16":
             for network in (networks.student, networks.teacher):
                 use_plain_attention(network.backbone)
@@ -123,8 +125,10 @@ class Trainer:
             keys: its samples.
             values: scheduled for this step.
         """
-        terms = self.losses(decoded, keys, values)
-        return self.update(terms, values)
+        with self._clock.stage("loss"):
+            terms = self.losses(decoded, keys, values)
+        with self._clock.stage("update"):
+            return self.update(terms, values)
 
     def losses(self, decoded: Sequence[ViewGroup], keys: SampleKeys, values: StepValues) -> LossTerms:
         """Augment the views of a batch, compute their loss and add its gradients to those of the student.
@@ -136,10 +140,13 @@ class Trainer:
         cuts = list(_cut(decoded, keys, num_parts))
         plans = [plan(groups, self.config) for groups, _ in cuts]
         num_pairs = ranks.summed(total_pairs(plans))
-        views = [self.prepared(*cut) for cut in cuts]
+        with self._clock.stage("augmenting"):
+            views = [self.prepared(*cut) for cut in cuts]
         factors = [draw_factors(self._drop_rates, *cut, seed=self.config.train.seed) for cut in cuts]
         with self.fabric.autocast():
-            answer = self.networks.answer([view.teacher for view in views], values.teacher_temperature)
+            answer = self.networks.answer(
+                [view.teacher for view in views], values.teacher_temperature, clock=self._clock
+            )
         parts = []
         for number, (view, of_part, teacher, of_cut) in enumerate(
             zip(views, plans, answer.parts, factors, strict=True)
@@ -158,9 +165,11 @@ class Trainer:
                         patch_weight=values.patch_weight,
                         part=1 / num_parts,
                         factors=of_cut,
+                        clock=self._clock,
                     )
                 # The gradients of processes are averaged, and their losses are shares of a sum.
-                self.fabric.backward(part.total * ranks.world_size())
+                with self._clock.stage("backward"):
+                    self.fabric.backward(part.total * ranks.world_size())
                 # A loss that is kept keeps its graph, and with it the gradient of all prototypes.
                 parts.append(replace(part, total=part.total.detach()))
         num_patch_pairs = int(num_pairs[1].sum()) if len(num_pairs) > 1 else 0
@@ -215,6 +224,7 @@ class Trainer:
             seed=self.config.train.seed,
             device=self.fabric.device,
             teacher_patch_probability=self.config.photometric.teacher_patch_probability,
+            clock=self._clock,
         )
 
 

@@ -8,15 +8,17 @@ from types import TracebackType
 from torch import Tensor
 
 from patchssl.collapse import CollapseAdviser
-from patchssl.data_wait import DataWait, Loading, describe_wait, describe_whole
+from patchssl.data_wait import DataWait, Loading, describe_wait
 from patchssl.event_file import EventFile
 from patchssl.launch import launched
 from patchssl.metrics_line import line, measured
 from patchssl.monitor import MetricsFile, read_metrics
-from patchssl.ranks import is_main
+from patchssl.ranks import is_main, world_size
+from patchssl.stage_clock import StageClock
 from patchssl.step_clock import Interval, StepClock
 from patchssl.step_values import StepValues
 from patchssl.student_teacher import StudentTeacher
+from patchssl.time_report import describe_time, describe_whole
 from patchssl.trainer import Outcome
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ class Watch:
         first_step: int = 0,
         workers: int = 0,
         measure: MeasureTeacher | None = None,
+        clock: StageClock | None = None,
     ) -> None:
         """Go on with the files of a run folder.
 
@@ -51,6 +54,7 @@ class Watch:
             first_step: to be done.
             workers: loader processes.
             measure: asked every `log.knn_every_steps` and after the last step.
+            clock: that is told of the stages of this process; None where nobody tells of any.
         """
         self._networks, self._config = networks, networks.config
         self._num_images, self._num_steps = num_images, num_steps
@@ -59,8 +63,12 @@ class Watch:
         self._writers: list[MetricsFile | EventFile] = [MetricsFile(path)]
         if self._config.log.tensorboard and is_main():
             self._writers.append(EventFile(run, first_step=first_step))
-        self._clock, self._data_wait, self._measure_teacher = StepClock(), DataWait(), measure
-        self._loading = Loading.of(self._config.views, num_workers=workers, launch=launched())
+        self._data_wait, self._measure_teacher, self._first_step = DataWait(), measure, first_step
+        device = networks.centers["cls"].device.type
+        self._loading = Loading.of(self._config, num_workers=workers, device=device, launch=launched())
+        self._has_told_time = False
+        self._stages = clock or StageClock()
+        self._clock = StepClock(self._stages)
 
     def __enter__(self) -> "Watch":
         return self
@@ -71,23 +79,35 @@ class Watch:
         for writer in self._writers:
             writer.close()
 
-    def waits(self) -> None:
-        """From here on the images of the next step are waited for."""
-        self._clock.waits()
-
-    def waited(self) -> None:
-        """The images of a step have come."""
-        self._clock.waited()
-
     def stepped(
-        self, step: int, values: StepValues, outcome: Outcome, num_images: int, *, skipped_steps: int = 0
+        self,
+        step: int,
+        values: StepValues,
+        outcome: Outcome,
+        num_images: int,
+        *,
+        loader_s: Mapping[str, float] | None = None,
+        skipped_steps: int = 0,
     ) -> None:
-        """A step, counted from 0, has been done on so many images; so many steps were skipped until now."""
-        self._clock.stepped(num_images)
+        """Take note of a step.
+
+        Args:
+            step: counted from 0.
+            values: that were scheduled for it.
+            outcome: what became of it.
+            num_images: of its batch.
+            loader_s: what it took to make this process's share of that, by stage.
+            skipped_steps: until now.
+        """
+        self._clock.stepped(num_images, loader_s or {})
         log, is_last = self._config.log, step == self._num_steps - 1
         is_measured = self._measure_teacher is not None and (is_last or (step + 1) % log.knn_every_steps == 0)
         if step % log.every_steps and not is_last and not is_measured:
             return
+        with self._stages.stage("logging"):
+            self._log(step, values, outcome, skipped_steps=skipped_steps, is_measured=is_measured)
+
+    def _log(self, step: int, values: StepValues, outcome: Outcome, *, skipped_steps: int, is_measured: bool) -> None:
         interval = self._clock.read()
         found = self._measured(step, values, outcome) | {"skipped_steps": skipped_steps} | interval.line()
         if is_measured:
@@ -101,7 +121,7 @@ class Watch:
         """No step follows: say what the time went into."""
         whole = self._clock.whole()
         if whole.num_images:
-            logger.info(describe_whole(whole))
+            logger.info(describe_whole(whole, first_step=self._first_step, **self._processes()))
 
     def _measured(self, step: int, values: StepValues, outcome: Outcome) -> dict[str, float]:
         terms = outcome.terms
@@ -112,9 +132,8 @@ class Watch:
 
     def _teacher_measured(self, num_done: int) -> dict[str, float]:
         assert self._measure_teacher is not None
-        found = dict(self._measure_teacher(self._networks.teacher.backbone.state_dict(), num_done))
-        self._clock.leave_out()
-        return found
+        with self._stages.stage("measuring"):
+            return dict(self._measure_teacher(self._networks.teacher.backbone.state_dict(), num_done))
 
     def _advice(self, found: Mapping[str, float], interval: Interval) -> Iterable[str]:
         for adviser in self._advisers:
@@ -122,3 +141,9 @@ class Watch:
         window = self._data_wait.add(interval)
         if window is not None:
             yield describe_wait(window, self._loading)
+            if not self._has_told_time:
+                self._has_told_time = True
+                logger.info("in these %.0f s: %s", window.length_s, describe_time(window, **self._processes()))
+
+    def _processes(self) -> dict[str, int]:
+        return {"num_workers": self._loading.num_workers, "num_processes": world_size()}

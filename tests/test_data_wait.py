@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from patchssl import data_wait
-from patchssl.data_wait import DataWait, Loading, describe_wait, describe_whole, wanted_workers
+from patchssl.data_wait import DataWait, Loading, describe_wait, wanted_workers
 from patchssl.derived import derive
+from patchssl.monitor import read_metrics
 from patchssl.pretrain import pretrain
 from patchssl.recipes import parse_config
 from patchssl.run_folder import prepare_run
@@ -21,7 +22,7 @@ from patchssl.student_teacher import StudentTeacher
 
 
 def of(seconds: float, share: float) -> Interval:
-    return Interval(seconds, seconds * share, seconds * (1 - share), num_images=10)
+    return Interval(10, {"waiting": seconds * share, "forward": seconds * (1 - share)})
 
 
 def told(intervals: list[Interval]) -> list[int]:
@@ -66,7 +67,7 @@ def test_only_the_latest_intervals_are_judged() -> None:
         assert rule.add(of(10, 0.0)) is None
     assert rule.add(of(10, 0.5)) is None
     window = rule.add(of(10, 0.5))
-    assert window == Interval(30.0, 10.0, 20.0, 30)
+    assert window == Interval(30, {"waiting": 10.0, "forward": 20.0})
 
 
 @pytest.mark.parametrize(
@@ -87,21 +88,86 @@ def test_how_many_workers_are_advised(window: Interval, workers: int, cores: int
     assert wanted_workers(window, Loading(workers, cores, 224, 8)) == wanted
 
 
+def window(num_images: int, **loader: float) -> Interval:
+    return Interval(num_images, {"waiting": 24.0, "loss": 6.0, "backward": 10.0}, loader)
+
+
 def test_what_is_said() -> None:
-    assert describe_wait(Interval(40.0, 24.0, 16.0, 8000), Loading(2, 16, 224, 8)) == (
+    assert describe_wait(window(8000), Loading(2, 16, 224, 8)) == (
         "the loader holds the training up: of the last 40 s, 60% went into waiting for data; 2 loader processes make "
         "200.0 images/s on 16 usable cores, the computation alone would reach 500.0. Try --workers 5, images stored "
         "smaller where they are much larger than a view of 224 px, or fewer local views (views.num_local is 8)"
     )
-    alone = describe_wait(Interval(40.0, 24.0, 16.0, 800), Loading(0, 1, 64, 0))
+    alone = describe_wait(window(800), Loading(0, 1, 64, 0))
     assert "the main process alone makes 20.0 images/s on 1 usable cores" in alone
-    assert "Try --workers 1, images" in alone
+    assert "Try --workers 1, or images" in alone
     assert "local views" not in alone
-    full = describe_wait(Interval(40.0, 24.0, 16.0, 800), Loading(2, 2, 64, 0))
+    full = describe_wait(window(800), Loading(2, 2, 64, 0))
     assert "Try a machine with more cores" in full
-    assert describe_whole(Interval(50.0, 10.0, 30.0, 1000)) == (
-        "1000 images in 50 s, 20.0 a second; 20% of the time waiting for data, 60% in steps"
-    )
+
+
+READING, DECODING = {"reading": 50.0, "decoding": 20.0}, {"reading": 2.0, "decoding": 60.0, "other": 0.4}
+AUGMENTING = {"reading": 2.0, "decoding": 20.0, "augmenting": 40.0}
+
+
+@pytest.mark.parametrize(
+    ("loader", "loading", "words"),
+    [
+        (
+            READING,
+            Loading(2, 16, 224, 8),
+            "; most of this work is reading (reading 50 s, decoding 20 s). Try --cache-images DIR, tar or parquet "
+            "shards in place of single files, a faster disk, or --workers 5",
+        ),
+        # Cores read nothing: a machine with more of them is no help.
+        (
+            READING,
+            Loading(2, 2, 224, 8, has_cache=True),
+            ". Try tar or parquet shards in place of single files, or a faster disk for the images that are kept",
+        ),
+        (
+            DECODING,
+            Loading(2, 16, 224, 8),
+            "; most of this work is decoding (reading 2 s, decoding 60 s, other 0.4 s). Try --workers 5, "
+            "--cache-images DIR, or images stored smaller where they are much larger than a view of 224 px",
+        ),
+        (
+            DECODING,
+            Loading(2, 2, 224, 8, has_cache=True, has_gpu=True),
+            ". Try a machine with more cores, since more processes would only share these, or images stored smaller "
+            "where they are much larger than a view of 224 px",
+        ),
+        (
+            AUGMENTING,
+            Loading(2, 16, 224, 8, has_gpu=True),
+            "; most of this work is augmenting (reading 2 s, decoding 20 s, augmenting 40 s). Try --set "
+            "data.division=images, with which the GPU cuts the views out, --workers 5, or fewer local views "
+            "(views.num_local is 8)",
+        ),
+        (
+            AUGMENTING,
+            Loading(2, 16, 64, 0),
+            ". Try --workers 5, or images stored smaller where they are much larger than a view of 64 px",
+        ),
+        (
+            {"other": 9.0, "reading": 1.0},
+            Loading(2, 16, 64, 0),
+            "reach 500.0. Try --workers 5, or images stored smaller where they are much larger than a view of 64 px",
+        ),
+    ],
+)
+def test_advice_is_against_what_the_loader_works_at_most(
+    loader: dict[str, float], loading: Loading, words: str
+) -> None:
+    assert describe_wait(window(8000, **loader), loading).endswith(words)
+
+
+def test_what_is_known_of_a_run() -> None:
+    config = parse_config({"data": {"cache_images": "kept"}, "views": {"num_local": 3}})
+    found = Loading.of(config, num_workers=2, device="cuda", launch=None)
+    assert (found.num_workers, found.num_local, found.has_cache, found.has_gpu) == (2, 3, True, True)
+    plain = Loading.of(parse_config({}), num_workers=0, device="cpu", launch=None)
+    assert (plain.has_cache, plain.has_gpu) == (False, False)
 
 
 @dataclass
@@ -164,5 +230,19 @@ def test_a_slow_source_is_told_of_and_a_quick_one_is_not(
     warned = [line for line in lines if "the loader holds the training up" in line]
     assert len(warned) == times
     assert all("the main process alone makes" in line and "--workers" in line for line in warned)
-    (whole,) = [line for line in lines if "of the time waiting for data" in line]
-    assert whole.startswith("40 images in ")
+    # Said with the first warning, and at the end.
+    early = [line for line in lines if line.startswith("in these ") and "where the time went: waiting for data" in line]
+    assert len(early) == times
+    (whole,) = [line for line in lines if line.startswith("40 images in ")]
+    assert "where the time went: waiting for data" in whole
+    assert "; of the waiting, since no loader processes were asked for: reading" in whole
+    assert ("most of this work is reading (reading" in " ".join(warned)) == bool(times)
+    found = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert len(found) == 6
+    for line in found:
+        parts = sum(value for name, value in line.items() if name.startswith("seconds_loader_"))
+        # The main process makes the batches: their time is within its waiting.
+        assert parts <= line["seconds_waiting"]
+        # Two steps of four images between lines; one before the first and the last.
+        num_images = 4 if line["step"] in (0, 9) else 8
+        assert line["seconds_loader_reading"] >= num_images * seconds

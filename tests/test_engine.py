@@ -91,7 +91,10 @@ def train(config: Config, images: Path, run: Path, *, precision: str = "fp32", s
 def lines(run: Path) -> list[dict[str, float]]:
     """What is in metrics.jsonl besides times."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: line[name] for name in line if name not in ("images_per_s", "data_wait_fraction")} for line in found]
+    return [
+        {name: line[name] for name in line if not name.startswith(("images_per_s", "data_wait", "seconds_"))}
+        for line in found
+    ]
 
 
 def newest(run: Path) -> dict[str, Any]:

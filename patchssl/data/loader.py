@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from patchssl.data.decode import UnreadableImage
 from patchssl.data.images import StoredSource
-from patchssl.data.samples import ALONE, Opened, Reader, Samples, Share, StageClock
+from patchssl.data.samples import ALONE, Opened, Reader, Samples, Share
 from patchssl.errors import DataError, PatchsslError
+from patchssl.stage_clock import StageClock
 from patchssl.structs import CropPlan, SampleKeys
 
 Made = TypeVar("Made")
@@ -40,7 +41,7 @@ class Loaded(Generic[MadeFor]):
         made: of its images.
         keys: of its samples.
         bad: what could not be read.
-        seconds: what making it took, by stage: reading, decoding, augmenting (cutting views out).
+        seconds: what making it took, by stage: reading, decoding, augmenting (cutting views out), other.
     """
 
     made: MadeFor
@@ -106,13 +107,13 @@ class TrainingBatches(Dataset[Loaded[Made]], Generic[Made]):
 
     def __getitem__(self, step: int) -> Loaded[Made]:
         """This process's share of the batch of a step."""
-        keys, clock = self.samples.of_step(step), StageClock()
-        reader = Reader(self.source, clock)
+        clock = StageClock()
+        keys, reader = self.samples.of_step(step), Reader(self.source, clock)
         rows = [reader.first(index) for index in keys.index.tolist()]
         images, plan = self._decoded(reader, rows, keys)
         with clock.stage("augmenting"):
             made = self.division.make(images, plan)
-        return Loaded(made, keys, reader.bad, clock.seconds)
+        return Loaded(made, keys, reader.bad, clock.read())
 
     def _decoded(
         self, reader: Reader, rows: list[Opened], keys: SampleKeys

@@ -1,8 +1,5 @@
 """Which images a training step takes, and how they are read."""
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +10,7 @@ from patchssl.data.decode import OpenedImage, UnreadableImage, open_image
 from patchssl.data.images import StoredSource
 from patchssl.data.order import epoch_order, tell_smaller_buffer
 from patchssl.errors import DataError
+from patchssl.stage_clock import StageClock
 from patchssl.structs import SampleKeys
 
 
@@ -79,23 +77,6 @@ class Samples:
             )
             self._order = epoch, order
         return self._order[1]
-
-
-class StageClock:
-    """Adds up the seconds of stages that follow one another."""
-
-    def __init__(self) -> None:
-        """Nothing has been done."""
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Count what is done inside to a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,6 @@ def block(form: OurForm, num_steps: int, watch: Watch | None) -> tuple[float, fl
         middle = time.perf_counter()
         in_steps += middle - start
         if watch is not None:
-            watch.waited()
             watch.stepped(step, form.values, outcome, form.views.teacher.pixels.shape[0])
             in_watch += time.perf_counter() - middle
     return in_steps, in_watch

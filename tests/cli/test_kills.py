@@ -319,6 +319,22 @@ def test_loader_processes_do_not_outlive_a_killed_run_whatever_they_wait_for(
     assert group_is_empty(group, within_s=5)
 
 
+def test_a_signal_does_not_wait_for_images_that_are_to_be_kept_decoded(
+    starter: Starter, images: Path, tmp_path: Path
+) -> None:
+    folder, run = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(images, folder)
+    stuck = folder / "5.png"
+    stuck.unlink()
+    os.mkfifo(stuck)
+    group = starter.start(command(folder, run, "--workers", "1", "--set", "data.division=resident"))
+    while not (run / "checkpoints" / "latest").exists():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    assert stop(starter, group) < 10
+    assert (run / "checkpoints" / "latest").resolve().name == "step-00000000.pt"
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_signal_does_not_wait_for_images_that_do_not_come(
     starter: Starter, images: Path, tmp_path: Path, workers: int

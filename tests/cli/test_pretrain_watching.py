@@ -70,8 +70,25 @@ def test_both_follow_a_run_through_a_resume(data: Path, tmp_path: Path) -> None:
     log = (run / "log.txt").read_text()
     assert f"k-NN of the teacher every 3 steps: 4 images of {data}, each by the 8 nearest of 8, of 2 classes" in log
     assert "step 3: k-NN of the teacher" in log
-    assert "20 images in" in log
-    assert "16 images in" in log
+    first_end, second_end = [line for line in log.splitlines() if "where the time went: " in line]
+    assert "INFO 20 images in" in first_end
+    assert "since step 5, where this start went on: 16 images in" in second_end
+    for told in (first_end, second_end):
+        assert "where the time went: waiting for data " in told
+        assert ", measuring the teacher " in told
+        assert "; of the waiting, since no loader processes were asked for: reading " in told
+
+
+def test_where_the_time_went_is_said_unless_quiet_is_asked_for(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pretrain(data, tmp_path / "run", *SETTINGS, "--workers", "2") == 0
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "where the time went" in line]
+    assert ", backward " in told
+    assert "; beside that in 2 loader processes: reading " in told
+    assert pretrain(data, tmp_path / "quiet", *SETTINGS, "--quiet") == 0
+    assert "where the time went" not in capsys.readouterr().err
+    assert "where the time went" in (tmp_path / "quiet" / "log.txt").read_text()
 
 
 def test_a_run_that_is_replaced_leaves_no_events(data: Path, tmp_path: Path) -> None:
