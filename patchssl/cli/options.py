@@ -4,7 +4,6 @@ Where `default` is None the command decides; its help then says that the configu
 """
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,6 +13,7 @@ import click
 from patchssl.environment import usable_cores
 from patchssl.errors import ConfigError
 from patchssl.launch import launched
+from patchssl.user_cache import CACHE_VARIABLE, default_cache
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -22,7 +22,6 @@ FORMATS = ("table", "json", "csv", "markdown")
 
 _CONFIGURED = "from the configuration"
 _MOST_WORKERS = 8
-_CACHE_VARIABLE = "PATCHSSL_CACHE"
 _LARGEST_SEED = 2**32 - 1  # scikit-learn takes no larger ones
 
 
@@ -88,22 +87,11 @@ def cache_options() -> tuple[Decorator, Decorator]:
             type=click.Path(file_okay=False, path_type=Path),
             metavar="DIR",
             default=default_cache,
-            show_default=f"${_CACHE_VARIABLE}, else patchssl in the user's cache folder",
+            show_default=f"${CACHE_VARIABLE}, else patchssl in the user's cache folder",
             help="Folder in which features are kept: they are computed once, and go on where they were interrupted.",
         ),
         click.option("--no-cache", is_flag=True, help="Read no features that are kept, and keep none."),
     )
-
-
-def default_cache() -> Path:
-    """Where features are kept unless told otherwise: $PATCHSSL_CACHE, or `patchssl` in the user's cache folder."""
-    if os.environ.get(_CACHE_VARIABLE):
-        return Path(os.environ[_CACHE_VARIABLE])
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "patchssl"
-    # By the XDG specification a relative path counts as none.
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (given if given.is_absolute() else Path.home() / ".cache") / "patchssl"
 
 
 def seed_option(*, default: int | None = 0) -> Decorator:

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchssl.cli.options import default_cache
 from patchssl.errors import PatchsslError
+from patchssl.user_cache import default_cache
 
 if TYPE_CHECKING:
     from patchssl.evaluate.suites.config import Builtin

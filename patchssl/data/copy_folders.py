@@ -87,7 +87,7 @@ def open_part(folder: Path, data: Path) -> FileSource:
         DataError: there are none.
     """
     opened = open_unlabelled(folder, apply_exif=False)
-    return FileSource(folder, tuple(opened.ids), None, (), data.resolve().name, str(data), False)
+    return FileSource(folder, opened.ids, None, (), data.resolve().name, str(data), False)
 
 
 def _queries(path: Path, name: str) -> Path:
