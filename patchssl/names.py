@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, overload
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,12 +68,12 @@ class Names(Sequence[str]):
         return len(self._ends)
 
     @overload
-    def __getitem__(self, index: int) -> str: ...
+    def __getitem__(self, index: SupportsIndex) -> str: ...
 
     @overload
     def __getitem__(self, index: slice) -> "Names": ...
 
-    def __getitem__(self, index: int | slice) -> "str | Names":
+    def __getitem__(self, index: SupportsIndex | slice) -> "str | Names":
         if isinstance(index, slice):
             return self._slice(index)
         place = range(len(self))[index]
