@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from patchssl.cli.one_line import one_line
 from patchssl.errors import PatchsslError
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -10,7 +11,7 @@ _TORCHVISION_BROKEN = "operator torchvision::nms does not exist"
 
 def describe(error: BaseException) -> str:
     """The line for an exception that reached the command line, without the leading `Error: `."""
-    message = " ".join(str(error).split())
+    message = one_line(str(error)) if isinstance(error, PatchsslError) else " ".join(str(error).split())
     if _is_broken_torchvision(error):
         return (
             f"torch and torchvision come from different builds ({_TORCHVISION_BROKEN}), for instance a CPU-only "
