@@ -82,6 +82,7 @@ def pretrain(
         TrainingError: the loss or its gradient is not finite in too many steps in a row.
         CheckpointError: a checkpoint cannot be read or written, or does not fit configuration and data.
         ConfigError: the batch cannot be shared out among the processes.
+        LoaderError: a loader process died, or an error came that nobody foresaw; alone, this process saves first.
         FailedElsewhereError: another process failed, ended or stopped answering.
     """
     config = networks.config
@@ -114,7 +115,8 @@ def pretrain(
                 ) as watch,
             ):
                 while step < num_steps:
-                    batch = unless_stopped(loaded.__next__)
+                    with checkpoints.kept_where_loading_fails(step, guard.skipped, guard.may_save):
+                        batch = unless_stopped(loaded.__next__)
                     if ranks.any_of(batch is None):
                         break
                     assert batch is not None

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from patchssl.cli.one_line import one_line
-from patchssl.errors import PatchsslError
+from patchssl.errors import PatchsslError, UnforeseenError
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 _TORCHVISION_BROKEN = "operator torchvision::nms does not exist"
@@ -28,6 +28,8 @@ def describe(error: BaseException) -> str:
 
 def is_unforeseen(error: BaseException) -> bool:
     """Whether nothing is known about an exception, so that only its traceback can tell more."""
+    if isinstance(error, UnforeseenError):
+        return True
     return not (isinstance(error, PatchsslError) or _is_broken_torchvision(error) or is_out_of_memory(error))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from patchssl.data.at_work import note
 from patchssl.data.decode import OpenedImage, UnreadableImage, open_image
 from patchssl.data.images import StoredSource
 from patchssl.data.order import epoch_order
@@ -153,6 +154,7 @@ class Reader:
         for further in range(offset, num):
             index = (start + further) % num
             try:
+                note(f"read {self._source.where(index)}")
                 with self._clock.stage("reading"):
                     stored = self._source.fetch(index)
                 if not isinstance(stored, bytes):
