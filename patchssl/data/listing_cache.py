@@ -29,6 +29,16 @@ MOST_LISTINGS = 50
 
 # Counts up when what is listed, or how it is kept, changes.
 _FORMAT = 1
+_UNUSABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _ABANDONED_S = 86_400.0
 
 
@@ -76,9 +86,9 @@ def _about(root: Path) -> dict[str, Any]:
 
 def _load(kept: Path, root: Path) -> Tree | None:
     """The listing in a file; None where there is none that can be used."""
-    if not kept.is_file():
-        return None
     try:
+        if not kept.is_file():
+            return None
         with zipfile.ZipFile(kept) as archive:
             damaged = archive.testzip()
         if damaged is not None:
@@ -87,7 +97,7 @@ def _load(kept: Path, root: Path) -> Tree | None:
             if json.loads(str(arrays["about"])) != _about(root):
                 raise ValueError("it is of another folder")
             return _unpacked(arrays)
-    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNUSABLE as error:
         logger.info("the listing %s cannot be used and is made anew: %s", kept, error)
         return None
 

@@ -43,8 +43,11 @@ LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING) \S.*")
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
-    yield
+    """Log lines go to stderr alone: what pytest keeps of them cannot hold every name."""
     logger = logging.getLogger("patchssl")
+    logger.propagate = False
+    yield
+    logger.propagate = True
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
 

@@ -299,6 +299,10 @@ def damage(path: Path, how: str) -> None:
         with np.load(path) as arrays:
             changed = {**arrays, "files_ends": arrays["files_ends"][::-1]}
         np.savez(path, **changed)
+    elif how == "kinds":
+        with np.load(path) as arrays:
+            changed = {**arrays, "files_ends": arrays["files_ends"].astype(float)}
+        np.savez(path, **changed)
     elif how == "lacking":
         with np.load(path) as arrays:
             changed = {name: arrays[name] for name in arrays if name != "links"}
@@ -309,7 +313,7 @@ def damage(path: Path, how: str) -> None:
         np.savez(path, **changed)
 
 
-@pytest.mark.parametrize("how", ["cut", "bits", "empty", "array", "lengths", "ends", "lacking", "of another"])
+@pytest.mark.parametrize("how", ["cut", "bits", "empty", "array", "lengths", "ends", "kinds", "lacking", "of another"])
 def test_a_damaged_listing_is_made_anew(how: str, data: Path, caplog: pytest.LogCaptureFixture) -> None:
     expected = find(data).files
     (path,) = kept().iterdir()
