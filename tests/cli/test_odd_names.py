@@ -1,9 +1,8 @@
 """Files of any name go through the commands, and what is said of them stays one line each."""
 
 import csv
-import io
 import json
-import logging
+import multiprocessing
 import os
 import re
 import sys
@@ -13,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
-from patchssl.cli.main import main
 
 SETTINGS = {
     "views.global_size": 16,
@@ -41,29 +38,45 @@ Told = Callable[..., tuple[int, list[str]]]
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING) \S.*")
 
 
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    """Log lines go to stderr alone: what pytest keeps of them cannot hold every name."""
-    logger = logging.getLogger("patchssl")
-    logger.propagate = False
-    yield
-    logger.propagate = True
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-
-
 @pytest.fixture
-def told(capfd: pytest.CaptureFixture[str]) -> Told:
-    """Run a command line; its exit code, and what it writes to stderr, split at newlines alone."""
+def told(tmp_path: Path) -> Iterator[Told]:
+    """Run a command line; its exit code, and what it writes to stderr, split at newlines alone.
+
+    It runs in a forked process: what pytest keeps of log lines cannot hold every name.
+    """
+    # Imported once, for all that are forked.
+    import faiss  # noqa: F401
+    import torch
+
+    import patchssl.cli.pretrain
+    import patchssl.data.copies.dataset
+    import patchssl.derived
+    import patchssl.initial
+    import patchssl.pretrain  # noqa: F401
 
     def run(*arguments: object) -> tuple[int, list[str]]:
-        assert isinstance(sys.stderr, io.TextIOWrapper)
-        sys.stderr.reconfigure(errors="backslashreplace")  # as Python opens it
-        code = main([str(argument) for argument in arguments])
-        text = capfd.readouterr().err
-        return code, text.rstrip("\n").split("\n") if text else []
+        file = tmp_path / "stderr.txt"
+        command = [str(argument) for argument in arguments]
+        process = multiprocessing.get_context("fork").Process(target=_run, args=(file, command))
+        process.start()
+        process.join(60)
+        assert process.exitcode is not None
+        text = file.read_text(encoding="utf-8")
+        return process.exitcode, text.rstrip("\n").split("\n") if text else []
 
-    return run
+    before = torch.get_num_threads()
+    # Threads do not survive a fork.
+    torch.set_num_threads(1)
+    yield run
+    torch.set_num_threads(before)
+
+
+def _run(told: Path, arguments: list[str]) -> None:
+    from patchssl.cli.main import main
+
+    sys.stderr = told.open("w", encoding="utf-8", errors="backslashreplace", buffering=1)  # as Python opens it
+    os.dup2(sys.stderr.fileno(), 2)
+    os._exit(main(arguments))  # what Python clears away before its end takes it longer than all the rest
 
 
 @pytest.fixture
@@ -101,7 +114,7 @@ def test_pretraining_on_them(workers: str, images: Path, tmp_path: Path, told: T
         rows = list(csv.reader(file, delimiter="\t"))
     assert {path for path, _ in rows} == {str(images / name).encode(errors="backslashreplace").decode() for name in BAD}
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [0, 1, 2]
-    assert main(["pretrain", str(images), "--output", str(run), "--resume", "--set", "train.steps=4"]) == 0
+    assert told("pretrain", str(images), "--output", str(run), "--resume", "--set", "train.steps=4")[0] == 0
 
 
 def test_an_error_that_names_them_is_one_line(images: Path, tmp_path: Path, told: Told) -> None:
