@@ -23,3 +23,11 @@ class FormatError(CheckpointError):
 
 class TrainingError(PatchsslError):
     """Training that cannot go on, for instance because the loss is not finite."""
+
+
+class LoaderError(PatchsslError):
+    """Images that cannot be made ahead any more, since a process that makes them died."""
+
+
+class UnforeseenError(LoaderError):
+    """Images that could not be made for a reason that only the traceback of the error's cause can tell."""

@@ -95,6 +95,7 @@ def pretrain(
         TrainingError: the loss or its gradient is not finite in too many steps in a row.
         CheckpointError: a checkpoint cannot be read or written, or does not fit configuration and data.
         ConfigError: the batch cannot be shared out among the processes.
+        LoaderError: a loader process died, or an error came that nobody foresaw; alone, this process saves first.
         FailedElsewhereError: another process failed, ended or stopped answering.
     """
     config = networks.config
@@ -132,10 +133,13 @@ def pretrain(
                 ) as watch,
             ):
                 while step < num_steps:
-                    with clock.stage("waiting"):
+                    with (
+                        clock.stage("waiting"),
+                        checkpoints.kept_where_loading_fails(step, guard.skipped, guard.may_save),
+                    ):
                         batch = unless_stopped(loaded.__next__)
-                        if ranks.any_of(batch is None):
-                            break
+                    if ranks.any_of(batch is None):
+                        break
                     assert batch is not None
                     values = scheduled(config, step, num_steps)
                     with clock.stage("moving"):

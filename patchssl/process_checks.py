@@ -1,12 +1,12 @@
 """Whether so many processes can train together, and are about to do the same."""
 
-import hashlib
 from typing import Literal
 
 from patchssl import ranks
 from patchssl.config import Config
 from patchssl.data.images import ImageSource
 from patchssl.errors import ConfigError, DataError
+from patchssl.names import names_sha256
 
 Way = Literal["alone", "ddp", "fsdp"]
 
@@ -67,8 +67,7 @@ def check_alike(config: Config, source: ImageSource, device: str) -> None:
         DataError, ConfigError: in the main process, some see other images, settings or devices.
         FailedElsewhereError: the same, in the others.
     """
-    ids = hashlib.sha256("\0".join(source.ids).encode(errors="surrogateescape")).hexdigest()
-    told = ranks.gather((f"{len(source)} images", ids, config.model_dump_json(), device))
+    told = ranks.gather((f"{len(source)} images", names_sha256(source.ids), config.model_dump_json(), device))
     with ranks.failing_alike():
         for other, (num, names, settings, kind) in enumerate(told):
             if (num, names) != told[0][:2]:

@@ -1,9 +1,7 @@
 """Under which configurations and with which data a run may go on, and what a change of them means."""
 
-import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -14,6 +12,7 @@ from pydantic import ValidationError
 
 from patchssl.config import Config
 from patchssl.errors import CheckpointError
+from patchssl.names import names_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -126,12 +125,6 @@ def identity(ids: Sequence[str], hardware: Hardware) -> dict[str, Any]:
         "image_names_sha256": names_sha256(ids),
         "hardware": hardware.settings(),
     }
-
-
-def names_sha256(ids: Sequence[str]) -> str:
-    """A hash of the names of images in their order, whatever system they lie on."""
-    text = "\0".join(ids).replace(os.sep, "/")
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def check_same_data(content: Mapping[str, Any], ids: Sequence[str], path: Path) -> None:

@@ -1,14 +1,16 @@
 """Checkpoints of a run on the way: saving them, and going on from the newest."""
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from patchssl.checkpoint import load_checkpoint
 from patchssl.checkpoint_folder import LATEST, save_checkpoint
 from patchssl.data.images import ImageSource
-from patchssl.errors import CheckpointError
-from patchssl.ranks import failing_together, from_main, is_main
+from patchssl.errors import CheckpointError, LoaderError
+from patchssl.ranks import failing_together, from_main, is_main, world_size
 from patchssl.resumable import Hardware, check_resumable, check_same_data, identity
 from patchssl.skipped_steps import SkippedSteps
 from patchssl.trainer import Trainer
@@ -73,6 +75,37 @@ class Checkpoints:
                 )
                 logger.info("saved %s", path)
         self._saved = step
+
+    @contextmanager
+    def kept_where_loading_fails(
+        self, step: int, skipped: SkippedSteps, may_save: Callable[[], bool]
+    ) -> Iterator[None]:
+        """A block in which the images of a step are waited for.
+
+        Args:
+            step: how many steps have been done.
+            skipped: how many of them were.
+            may_save: whether the state is worth keeping; asked where this process is alone. Several cannot save when
+                one of them has failed.
+
+        Raises:
+            LoaderError: from inside the block, with what is kept of the run.
+        """
+        try:
+            yield
+        except LoaderError as error:
+            failure = error
+        else:
+            return
+        not_saved = ""
+        if world_size() == 1 and may_save():
+            try:
+                self.save(step, skipped)
+            except CheckpointError as error:
+                not_saved = f"what was done since could not be saved ({error}); "
+        latest = self._run / "checkpoints" / LATEST
+        kept = f"{not_saved}the checkpoint {latest.resolve().name} is kept: go on with --resume"
+        raise type(failure)(f"{failure}; {kept}") from failure.__cause__
 
     def _restore(self, path: Path) -> tuple[int, SkippedSteps]:
         with failing_together():

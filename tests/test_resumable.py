@@ -9,6 +9,7 @@ import pytest
 
 from patchssl.config import Config
 from patchssl.errors import CheckpointError
+from patchssl.names import names_sha256
 from patchssl.recipes import parse_config
 from patchssl.resumable import (
     EFFECTS,
@@ -17,7 +18,6 @@ from patchssl.resumable import (
     check_resumable,
     check_same_data,
     identity,
-    names_sha256,
     with_open_values,
 )
 

@@ -228,7 +228,8 @@ def _restore(probe: Probe, path: Path, key: str) -> None:
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
-        raise CheckpointError(f"{path} cannot be read as the checkpoint of a linear probe: {error}") from None
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} cannot be read as the checkpoint of a linear probe: {reason}") from None
     if not isinstance(content, dict) or content.get("key") != key:
         raise CheckpointError(
             f"{path} is no checkpoint of this probe: it holds something else, or model, images, seed or settings were "

@@ -128,7 +128,8 @@ def _architecture(content: Mapping[str, Any], path: Path) -> tuple[ModelConfig, 
         model = ModelConfig.model_validate(content["config"]["model"])
         return model, int(content["config"]["views"]["global_size"])
     except (KeyError, TypeError, ValueError, ValidationError) as error:
-        raise CheckpointError(f"{path} holds a configuration that cannot be used: {error}") from None
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} holds a configuration that cannot be used: {reason}") from None
 
 
 def _fill(network: nn.Module, state: Mapping[str, Tensor], path: Path, options: LoadOptions) -> LoadReport:

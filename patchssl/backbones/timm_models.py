@@ -109,7 +109,7 @@ def build(name: str, *, seed: int = 0, pretrained: bool = False) -> Any:
         try:
             return timm.create_model(name, **settings)
         except RuntimeError as error:
-            raise ConfigError(f"timm cannot build {name!r}: {error}") from None
+            raise ConfigError(f"timm cannot build {name!r}: {' '.join(str(error).split())}") from None
 
 
 def check_name(name: str) -> None:

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from patchssl.errors import PatchsslError
+from patchssl.cli.one_line import one_line
+from patchssl.errors import PatchsslError, UnforeseenError
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 _TORCHVISION_BROKEN = "operator torchvision::nms does not exist"
@@ -10,7 +11,7 @@ _TORCHVISION_BROKEN = "operator torchvision::nms does not exist"
 
 def describe(error: BaseException) -> str:
     """The line for an exception that reached the command line, without the leading `Error: `."""
-    message = " ".join(str(error).split())
+    message = one_line(str(error)) if isinstance(error, PatchsslError) else " ".join(str(error).split())
     if _is_broken_torchvision(error):
         return (
             f"torch and torchvision come from different builds ({_TORCHVISION_BROKEN}), for instance a CPU-only "
@@ -27,6 +28,8 @@ def describe(error: BaseException) -> str:
 
 def is_unforeseen(error: BaseException) -> bool:
     """Whether nothing is known about an exception, so that only its traceback can tell more."""
+    if isinstance(error, UnforeseenError):
+        return True
     return not (isinstance(error, PatchsslError) or _is_broken_torchvision(error) or is_out_of_memory(error))
 
 

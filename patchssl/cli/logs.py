@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from patchssl.appending import AppendedLines
+from patchssl.cli.one_line import one_line
 
 _LINE = "%(asctime)s %(levelname)s %(message)s"
 _STDERR = "patchssl.stderr"
@@ -41,7 +42,7 @@ def log_file(path: Path) -> Iterator[None]:
     """
     logger = logging.getLogger("patchssl")
     handler = _LogFile(path)
-    handler.setFormatter(logging.Formatter(_LINE))
+    handler.setFormatter(_OneLine(_LINE))
     handler.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
@@ -49,6 +50,14 @@ def log_file(path: Path) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         handler.close()
+
+
+class _OneLine(logging.Formatter):
+    """A message is one line, whatever names of files are in it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
 
 
 class _LogFile(logging.Handler):
@@ -82,7 +91,7 @@ class _LogFile(logging.Handler):
 
 def _plain_handler() -> logging.Handler:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(_LINE))
+    handler.setFormatter(_OneLine(_LINE))
     return handler
 
 
@@ -91,4 +100,6 @@ def _terminal_handler() -> logging.Handler:
     from rich.logging import RichHandler
 
     # No markup: paths and shapes hold square brackets.
-    return RichHandler(console=Console(stderr=True), show_path=False, markup=False, log_time_format="%X")
+    handler = RichHandler(console=Console(stderr=True), show_path=False, markup=False, log_time_format="%X")
+    handler.setFormatter(_OneLine("%(message)s"))
+    return handler

@@ -86,17 +86,12 @@ def cache_options() -> tuple[Decorator, Decorator]:
             "--cache",
             type=click.Path(file_okay=False, path_type=Path),
             metavar="DIR",
-            default=default_cache,
+            default=user_cache,
             show_default=f"${CACHE_VARIABLE}, else patchssl in the user's cache folder",
             help="Folder in which features are kept: they are computed once, and go on where they were interrupted.",
         ),
         click.option("--no-cache", is_flag=True, help="Read no features that are kept, and keep none."),
     )
-
-
-def default_cache() -> Path:
-    """Where features are kept unless told otherwise: $PATCHSSL_CACHE, or `patchssl` in the user's cache folder."""
-    return user_cache()
 
 
 def seed_option(*, default: int | None = 0) -> Decorator:

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchssl.cli.options import default_cache
 from patchssl.errors import PatchsslError
+from patchssl.user_cache import user_cache
 
 if TYPE_CHECKING:
     from patchssl.evaluate.suites.config import Builtin
@@ -38,7 +38,7 @@ def open_suite_data(key: "DataKey", builtin: "Builtin", places: Mapping[str, str
             hint = "" if key.name in places else f" (or say where it lies: --data {key.name}=PATH)"
             raise type(error)(f"{error}{hint}") from None
     folder = cached_dataset(
-        default_cache(), num_images=builtin.num_images, image_size_px=builtin.image_size, seed=builtin.seed
+        user_cache(), num_images=builtin.num_images, image_size_px=builtin.image_size, seed=builtin.seed
     )
     opened = _OPENERS[key.layout](folder / _BUILTIN_PARTS[key.layout], how)
     told = f"{BUILTIN}: {builtin.num_images} images of {builtin.image_size} px, seed {builtin.seed}"

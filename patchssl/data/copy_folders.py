@@ -89,7 +89,7 @@ def open_part(folder: Path, data: Path) -> FileSource:
     opened = open_unlabelled(folder, apply_exif=False)
     if not isinstance(opened, FileSource):
         raise DataError(f"{folder} holds images, but not as files of their own, which are needed here; unpack them")
-    return FileSource(folder, tuple(opened.ids), None, (), data.resolve().name, str(data), False)
+    return FileSource(folder, opened.ids, None, (), data.resolve().name, str(data), False)
 
 
 def _queries(path: Path, name: str) -> Path:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from patchssl.data.decode import UnreadableImage
 from patchssl.data.images import ImageSource
-from patchssl.data.loader import leave_signals_to_the_main_process
+from patchssl.data.made_ahead import made_ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +50,11 @@ def read_crops(
         batches: the places of each batch's images in the source.
         num_workers: processes of one thread each that decode and crop ahead; 0 does it in this one.
         pin_memory: for copies to a GPU that overlap computing.
+
+    Raises:
+        LoaderError: a process died, or an error came that nobody foresaw.
     """
-    yield from DataLoader(
-        _Batches(source, crop),
-        batch_size=None,
-        sampler=batches,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        # Its own generator keeps the loader from drawing on the global one.
-        generator=torch.Generator(),
-        worker_init_fn=leave_signals_to_the_main_process,
-    )
+    yield from made_ahead(_Batches(source, crop), batches, workers=num_workers, pin_memory=pin_memory)
 
 
 class _Batches(Dataset[CropBatch]):

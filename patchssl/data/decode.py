@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from patchssl.data.at_work import note
 from patchssl.errors import DataError
 
 MAX_PIXELS = 100_000_000
@@ -60,6 +61,7 @@ def file_content(path: str | os.PathLike[str]) -> bytes:
     Raises:
         UnreadableImage: it is missing or cannot be opened.
     """
+    note(f"read {path}")
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -137,6 +139,7 @@ class OpenedImage:
             return np.array(image if _is_plain_rgb(image) else to_rgb(image))
 
     def _loaded(self, reduction: int) -> Image.Image:
+        note(f"decoded {self.name}")
         image = self.image
         if reduction > 1:
             width, height = image.size
@@ -159,6 +162,7 @@ def open_image(content: bytes, name: str, *, apply_exif: bool) -> OpenedImage:
     Raises:
         UnreadableImage: empty, of no known kind, or above MAX_PIXELS.
     """
+    note(f"decoded {name}")
     with _as_unreadable(name, content), _without_warnings():
         image = Image.open(BytesIO(content), formats=_FORMATS)
         if image.width * image.height > MAX_PIXELS:

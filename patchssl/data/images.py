@@ -1,6 +1,8 @@
 """A fixed list of images behind one interface: files, or arrays in memory."""
 
 import hashlib
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +86,7 @@ class FileSource:
     """Image files below a root."""
 
     root: Path
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
     name: str
@@ -110,8 +112,8 @@ class FileSource:
         """Hash of every relative path, size in bytes and label; contents are not read."""
         digest = hashlib.sha256()
         for index, relative in enumerate(self.ids):
-            path = self.root / relative
-            size = path.stat().st_size if path.is_file() else -1
+            found = _stat(self.root / relative)
+            size = found.st_size if found is not None and stat.S_ISREG(found.st_mode) else -1
             label = "" if self.labels is None else self.classes[self.labels[index]]
             digest.update(f"{Path(relative).as_posix()}\0{size}\0{label}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
@@ -167,8 +169,13 @@ class ArraySource:
 
 def _times(path: Path) -> str:
     """What changes with a file's content. Anyone can set the time of writing, but nobody that of the change."""
+    found = _stat(path)
+    return "missing" if found is None else f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    """What is told of a file; None where there is none, or the name is one that no file can have."""
     try:
-        found = path.stat()
-    except OSError:
-        return "missing"
-    return f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+        return path.stat()
+    except (OSError, ValueError):
+        return None

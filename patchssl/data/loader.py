@@ -1,36 +1,26 @@
 """Batches that depend on the seed and the step alone."""
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
-from functools import partial
-from multiprocessing.process import BaseProcess
-from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from patchssl.data.at_work import note
 from patchssl.data.decode import UnreadableImage
 from patchssl.data.images import StoredSource
+from patchssl.data.made_ahead import made_ahead
 from patchssl.data.samples import ALONE, Opened, Reader, Samples, Share
-from patchssl.errors import DataError, PatchsslError
+from patchssl.errors import DataError
 from patchssl.stage_clock import StageClock
 from patchssl.structs import CropPlan, SampleKeys
 
 Made = TypeVar("Made")
 MadeFor = TypeVar("MadeFor", covariant=True)
-
-# How long workers may take to end what they are making, and how often each looks whether the main process is there.
-_LET_END_S = 2.0
-_LOOK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +101,7 @@ class TrainingBatches(Dataset[Loaded[Made]], Generic[Made]):
         keys, reader = self.samples.of_step(step), Reader(self.source, clock)
         rows = [reader.first(index) for index in keys.index.tolist()]
         images, plan = self._decoded(reader, rows, keys)
+        note(f"made the views of step {step}")
         with clock.stage("augmenting"):
             made = self.division.make(images, plan)
         return Loaded(made, keys, reader.bad, clock.read())
@@ -154,96 +145,10 @@ def iterate(batches: Steps[Made], *, first_step: int, workers: int, pin_memory: 
 
     Raises:
         DataError: no image of the source can be read.
+        LoaderError: a process died, or an error came that nobody foresaw.
     """
-    loader = DataLoader(
-        _Reported(batches),
-        batch_size=None,
-        sampler=range(first_step, len(batches)),
-        num_workers=workers,
-        pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
-        # Its own generator keeps the loader from drawing on the global one, on which stochastic depth depends.
-        generator=torch.Generator(),
-        worker_init_fn=leave_signals_to_the_main_process,
-    )
-    others = set(multiprocessing.active_children())
-    made = iter(loader)
-    return _handed_on(made, set(multiprocessing.active_children()) - others)
-
-
-def _handed_on(made: Iterator[Any], workers: set[BaseProcess]) -> Generator[Any, None, None]:
-    """Hand on what workers make; afterwards let them end, or end them."""
-    try:
-        for batch in made:
-            if isinstance(batch, PatchsslError):
-                raise batch
-            yield batch
-    finally:
-        # The loader waits for one worker after another, as long as each takes for what it is making, which nobody wants
-        # any more. Ended at once, one could leave half a message to the thread that pins memory.
-        if workers:
-            timer = threading.Timer(_LET_END_S, _end_those_left, [workers])
-            timer.daemon = True
-            timer.start()
-
-
-def leave_signals_to_the_main_process(worker: int) -> None:
-    """Keep a worker alive when Ctrl-C, or SIGTERM from a scheduler, reaches the whole group of processes.
-
-    The main process then ends its step, saves, and lets the workers end through their queue. SIGTERM from the main
-    process itself ends a worker: so Python ends those that an error left behind, and waits for them before it exits.
-    When the main process is killed, a worker ends as well, whatever it is doing. A batch that nobody fetches any more
-    is no news.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.excepthook = partial(tell_unless_broken_off, sys.excepthook)
-    # Not on every system; where it is missing, SIGTERM from anyone ends a worker.
-    if hasattr(signal, "sigtimedwait"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_the_main_process, daemon=True).start()
-
-
-def tell_unless_broken_off(
-    tell: Callable[[type[BaseException], BaseException, TracebackType | None], object],
-    kind: type[BaseException],
-    error: BaseException,
-    trace: TracebackType | None,
-) -> None:
-    """Say nothing of a main process that stops while a worker hands it a batch."""
-    if not isinstance(error, EOFError | ConnectionError):
-        tell(kind, error, trace)
-
-
-def _end_with_the_main_process() -> None:
-    main = multiprocessing.parent_process()
-    assert main is not None
-    while os.getppid() == main.pid:
-        received = signal.sigtimedwait({signal.SIGTERM}, _LOOK_EVERY_S)
-        if received is not None and received.si_pid == main.pid:
-            break
-    os._exit(0)
-
-
-def _end_those_left(workers: set[BaseProcess]) -> None:
-    for worker in workers:
-        if worker.is_alive():
-            worker.terminate()
-
-
-class _Reported(Dataset[Any]):
-    """Hands errors on as values: raised in a worker, they would reach the user with the worker's traceback inside."""
-
-    def __init__(self, batches: Steps[Any]) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, step: int) -> Any:
-        try:
-            return self.batches[step]
-        except PatchsslError as error:
-            return error
+    places = range(first_step, len(batches))
+    return made_ahead(batches, places, workers=workers, prefetch=4, pin_memory=pin_memory)
 
 
 class BadImages:

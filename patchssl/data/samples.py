@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from patchssl.data.at_work import note
 from patchssl.data.decode import OpenedImage, UnreadableImage, open_image
 from patchssl.data.images import StoredSource
 from patchssl.data.order import epoch_order, tell_smaller_buffer
@@ -144,6 +145,7 @@ class Reader:
         for further in range(offset, num):
             index = (start + further) % num
             try:
+                note(f"read {self._source.where(index)}")
                 with self._clock.stage("reading"):
                     stored = self._source.fetch(index)
                 if not isinstance(stored, bytes):

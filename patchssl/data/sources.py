@@ -1,6 +1,5 @@
 """DATA as named on the command line → lists of images."""
 
-import logging
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -11,14 +10,14 @@ import numpy as np
 from patchssl.data.cifar import is_cifar, open_cifar
 from patchssl.data.decode import IMAGE_SUFFIXES
 from patchssl.data.images import FileSource, ImageSource, StoredSource
+from patchssl.data.listing_cache import image_files
 from patchssl.data.shards.finding import SUFFIXES, check_not_mixed, named_shards, refuse_compressed, shards_below
 from patchssl.data.shards.opening import open_shards
 from patchssl.data.shards.parquet_source import ParquetSource
 from patchssl.data.shards.storage import on_this_machine, shown
 from patchssl.data.tables import classes_table, labelled_table, unlabelled_table
 from patchssl.errors import ConfigError, DataError
-
-logger = logging.getLogger(__name__)
+from patchssl.names import Names
 
 TEST_FOLDERS = ("val", "test")
 
@@ -58,7 +57,7 @@ def _open_unlabelled(path: str, apply_exif: bool, image_column: str | None) -> S
             return unlabelled_table(data, apply_exif=apply_exif)
         if is_cifar(data):
             return open_cifar(data, train=True)
-        ids = tuple(_walk(data))
+        ids = image_files(data)
         check_not_mixed(data, len(ids))
         if ids:
             return FileSource(data, ids, None, (), _name_of(data), path, apply_exif)
@@ -97,7 +96,7 @@ def open_labelled(path: str | os.PathLike[str], *, apply_exif: bool = True) -> d
         )
     folders = {"train": data / "train", "test": test}
     ids = {part: _in_class_folders(folder) for part, folder in folders.items()}
-    classes = tuple(sorted({Path(name).parts[0] for names in ids.values() for name in names}))
+    classes = tuple(sorted({_class_of(name) for names in ids.values() for name in names}))
     return {
         part: _by_class(folder, ids[part], classes, data, str(path), apply_exif=apply_exif)
         for part, folder in folders.items()
@@ -132,7 +131,7 @@ def open_classes(
             f"{data / 'train'} or {test}, or {advice}"
         )
     ids = _in_class_folders(data)
-    classes = tuple(sorted({Path(name).parts[0] for name in ids}))
+    classes = tuple(sorted({_class_of(name) for name in ids}))
     if len(classes) < 2:
         raise DataError(f"{data} must hold a folder per class, at least two with images; found: {_entries(data)}")
     return _by_class(data, ids, classes, data, str(path), apply_exif=apply_exif)
@@ -153,12 +152,12 @@ def class_folders(data: Path, folders: Mapping[str, str], *, apply_exif: bool) -
         DataError: a folder holds no images, or some outside class folders.
     """
     ids = {part: _in_class_folders(data / name) for part, name in folders.items()}
-    classes = tuple(sorted({Path(name).parts[0] for names in ids.values() for name in names}))
+    classes = tuple(sorted({_class_of(name) for names in ids.values() for name in names}))
     number = {name: index for index, name in enumerate(classes)}
     parts: dict[str, ImageSource] = {}
     for part, names in ids.items():
-        labels = np.array([number[Path(name).parts[0]] for name in names], dtype=np.int64)
-        inside = tuple(os.path.join(folders[part], name) for name in names)  # noqa: PTH118 - ids are text
+        labels = np.array([number[_class_of(name)] for name in names], dtype=np.int64)
+        inside = Names.of(os.path.join(folders[part], name) for name in names)  # noqa: PTH118 - ids are text
         parts[part] = FileSource(data, inside, labels, classes, data.resolve().name, str(data), apply_exif)
     return parts
 
@@ -179,24 +178,29 @@ def _entries(folder: Path) -> str:
     return ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
 
 
-def _in_class_folders(folder: Path) -> tuple[str, ...]:
+def _in_class_folders(folder: Path) -> Names:
     """Relative paths of all image files, each of which lies in a folder that names its class."""
-    ids = tuple(_walk(folder))
+    ids = image_files(folder)
     if not ids:
         raise DataError(f"{folder} holds no image files{_contents(folder)}; suffixes read: {_suffixes()}")
-    loose = [name for name in ids if len(Path(name).parts) < 2]
+    loose = [name for name in ids if os.sep not in name]
     if loose:
         raise DataError(f"{folder}: {len(loose)} images lie outside a class folder, for instance {loose[0]}")
     return ids
 
 
 def _by_class(
-    folder: Path, ids: tuple[str, ...], classes: tuple[str, ...], data: Path, location: str, *, apply_exif: bool
+    folder: Path, ids: Names, classes: tuple[str, ...], data: Path, location: str, *, apply_exif: bool
 ) -> FileSource:
     """Images whose class is the first folder of their path."""
     number = {name: index for index, name in enumerate(classes)}
-    labels = np.array([number[Path(name).parts[0]] for name in ids], dtype=np.int64)
+    labels = np.array([number[_class_of(name)] for name in ids], dtype=np.int64)
     return FileSource(folder, ids, labels, classes, _name_of(data), location, apply_exif)
+
+
+def _class_of(name: str) -> str:
+    """The first folder of a relative path."""
+    return name.partition(os.sep)[0]
 
 
 def _existing(path: str | os.PathLike[str], besides: str = "") -> Path:
@@ -208,32 +212,6 @@ def _existing(path: str | os.PathLike[str], besides: str = "") -> Path:
         refuse_compressed([str(data)])
         raise DataError(f"{data} is a file but no .csv; {allowed}")
     return data
-
-
-def _walk(root: Path) -> list[str]:
-    """Relative paths of all image files, sorted, hidden ones left out, links followed unless they lead back up."""
-    found: list[str] = []
-    above: dict[str, frozenset[str]] = {str(root): frozenset()}  # the real paths of the folders above a folder
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=_not_listed):
-        real = os.path.realpath(folder)
-        path = above.pop(folder)
-        if real in path:
-            subfolders.clear()
-            continue
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        above |= {os.path.join(folder, name): path | {real} for name in subfolders}  # noqa: PTH118 - as os.walk does
-        relative = os.path.relpath(folder, root)
-        prefix = "" if relative == "." else relative + os.sep
-        found.extend(
-            prefix + name
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
-        )
-    return sorted(found)
-
-
-def _not_listed(error: OSError) -> None:
-    logger.warning("folder left out: %s: %s", error.filename, error.strerror)
 
 
 def _contents(folder: Path) -> str:

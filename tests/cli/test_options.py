@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from patchssl.cli import options
 from patchssl.cli.index_options import IndexOptions, index_options
 from patchssl.errors import ConfigError
+from patchssl.user_cache import user_cache
 
 
 def run(decorator: Callable[[Any], Any], *arguments: str) -> tuple[Result, dict[str, Any]]:
@@ -134,18 +135,18 @@ def test_an_unknown_device_is_refused() -> None:
 
 def test_the_cache_is_where_the_variable_says_or_the_platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATCHSSL_CACHE", "given")
-    assert options.default_cache() == Path("given")
+    assert user_cache() == Path("given")
     monkeypatch.setenv("PATCHSSL_CACHE", "")
     monkeypatch.setattr(Path, "home", lambda: Path("/home/me"))
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert options.default_cache() == Path("/home/me/.cache/patchssl")
+    assert user_cache() == Path("/home/me/.cache/patchssl")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert options.default_cache() == tmp_path / "patchssl"
+    assert user_cache() == tmp_path / "patchssl"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert options.default_cache() == Path("/home/me/.cache/patchssl")
+    assert user_cache() == Path("/home/me/.cache/patchssl")
     monkeypatch.setattr("sys.platform", "darwin")
-    assert options.default_cache() == Path("/home/me/Library/Caches/patchssl")
+    assert user_cache() == Path("/home/me/Library/Caches/patchssl")
 
 
 def test_each_process_of_a_host_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

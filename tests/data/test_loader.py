@@ -16,9 +16,10 @@ from patchssl.config import ViewsConfig
 from patchssl.cutting import ViewsByWorkers
 from patchssl.data.decode import UnreadableImage
 from patchssl.data.images import ArraySource
-from patchssl.data.loader import BadImages, Loaded, TrainingBatches, iterate, tell_unless_broken_off
+from patchssl.data.loader import BadImages, Loaded, TrainingBatches, iterate
 from patchssl.data.samples import Share
 from patchssl.data.sources import open_unlabelled
+from patchssl.data.worker_signals import tell_unless_broken_off
 from patchssl.errors import DataError
 from patchssl.structs import CropPlan, SampleKeys, ViewGroup
 from patchssl.views import MultiCrop
@@ -275,7 +276,7 @@ def test_batches_travel_to_processes_that_are_started_anew() -> None:
 
 LEFT_BEHIND = """
 from torch.utils.data import DataLoader
-from patchssl.data.loader import leave_signals_to_the_main_process
+from patchssl.data.worker_signals import leave_signals_to_the_main_process
 
 batches = iter(DataLoader(list(range(9)), num_workers=1, worker_init_fn=leave_signals_to_the_main_process))
 next(batches)

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from patchssl.data.loader import leave_signals_to_the_main_process
+from patchssl.data.made_ahead import made_ahead
 from patchssl.errors import PatchsslError
 
 T = TypeVar("T")
@@ -21,20 +20,9 @@ def in_order(compute: Callable[[int], T], num: int, *, workers: int) -> Iterator
         workers: processes; 0 computes in this one, when a result is asked for.
 
     Raises:
-        PatchsslError, OSError: compute raised it; a worker that dies ends everything with RuntimeError.
+        PatchsslError, OSError: compute raised it; LoaderError where a process died.
     """
-    loader = DataLoader(
-        _Results(compute, num),
-        batch_size=None,
-        shuffle=False,
-        num_workers=min(workers, num),
-        prefetch_factor=2 if min(workers, num) else None,
-        # Its own generator keeps the loader from drawing on the global one.
-        generator=torch.Generator(),
-        collate_fn=_unchanged,
-        worker_init_fn=leave_signals_to_the_main_process,
-    )
-    for result in loader:
+    for result in made_ahead(_Results(compute, num), range(num), workers=min(workers, num)):
         if isinstance(result, _Raised):
             raise result.error
         yield result
@@ -59,7 +47,3 @@ class _Results(Dataset[Any], Generic[T]):
             return self.compute(number)
         except (PatchsslError, OSError) as error:
             return _Raised(error)
-
-
-def _unchanged(result: T) -> T:
-    return result
