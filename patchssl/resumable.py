@@ -242,8 +242,8 @@ def _told_of_both(change: Change) -> str:
     told = f"{change.name} is {_told(change.before)} in the checkpoint and {_told(change.now)} in the configuration"
     if change.name != _CACHE_SIDE or None not in (change.before, change.now):
         return told
-    way = "with data.cache_images" if change.now is None else "without it"
-    return f"{told} (the run has begun {way}, and what is kept may be shrunk)"
+    way = "come from data.cache_images" if change.now is None else "do not come from a cache"
+    return f"{told} (images of the run {way}, and those of a cache may be shrunk)"
 
 
 def _told(value: Any) -> str:

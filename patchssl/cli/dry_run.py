@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from patchssl.cli.hardware import hardware_of, num_local_processes, workers_of
+from patchssl.cli.image_cache import as_cached, cache_facts
 from patchssl.cli.memory_report import MemoryReport, gib, report_memory, setting_of
 from patchssl.cli.text_tables import aligned, markdown
 
 if TYPE_CHECKING:
     from patchssl.config import Config
-    from patchssl.data.images import ImageSource
+    from patchssl.data.images import StoredSource
     from patchssl.derived import Derived
     from patchssl.memory_advice import Advice
 
 _NUM_TOLD = 3
 
 
-def print_plan(config: "Config", images: "ImageSource", output_format: str) -> None:
+def print_plan(config: "Config", images: "StoredSource", output_format: str) -> None:
     """Print sizes, length and memory of a training; of several processes the main one does.
 
     Raises:
@@ -39,11 +40,11 @@ def print_plan(config: "Config", images: "ImageSource", output_format: str) -> N
         check_processes(config, hardware.device, hardware.num_processes)
     if not is_main():
         return
-    setting = setting_of(images, hardware, workers=workers_of(config, hardware))
+    setting = setting_of(as_cached(config, images), hardware, workers=workers_of(config, hardware))
     memory = report_memory(config, setting, num_local=num_local_processes())
     advice = [] if memory.fits else memory.advice()
     facts = {
-        "data": {"location": images.location, "num_images": len(images)},
+        "data": {"location": images.location, "num_images": len(images), **cache_facts(config, images)},
         "networks": _networks(config),
         "training": _training(derived, len(images), memory),
         "memory": _memory(memory),
@@ -139,7 +140,7 @@ def _text(facts: Mapping[str, Any], memory: MemoryReport, advice: "Sequence[Advi
 
 
 def _lines(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    derivations = dict(line.removeprefix("train.").split(" = ", 1) for line in values["derived"])
+    derivations = dict(line.partition(".")[2].split(" = ", 1) for line in values["derived"])
     return [
         (name, f"{value:,}" if isinstance(value, int) else str(value), derivations.get(name, "").partition(": ")[2])
         for name, value in values.items()

@@ -39,12 +39,32 @@ def check_cache_place(config: "Config", output: Path) -> None:
 
 def as_cached(config: "Config", images: "StoredSource") -> "StoredSource":
     """The images as they would be kept, without anything being made, for estimates; or those that are not to be."""
-    from patchssl.data.cache import ShrunkImages
-
     if config.data.cache_images is None:
         return images
+    from patchssl.data.cache import ShrunkImages
+
     assert config.data.cache_side is not None  # derived
     return ShrunkImages(images, config.data.cache_side)
+
+
+def cache_facts(config: "Config", images: "StoredSource") -> dict[str, str | int]:
+    """What the cache of images would take, for a plan: nothing where there is to be none.
+
+    Raises:
+        DataError: its folder holds something else.
+    """
+    if config.data.cache_images is None:
+        return {}
+    from patchssl.data.cache import find_image_cache
+
+    assert config.data.cache_side is not None  # derived
+    found = find_image_cache(images, Path(config.data.cache_images), config.data.cache_side)
+    return {
+        "cache_images": str(found.shards.folder),
+        "cache_side": found.index.side,
+        "cache_missing_images": found.shards.num_of(found.missing),
+        "cache_missing_bytes": found.missing_bytes,
+    }
 
 
 def cached(config: "Config", images: "StoredSource", *, quiet: bool) -> "CachedImages | None":

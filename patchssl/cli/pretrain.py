@@ -58,8 +58,8 @@ from patchssl.cli.training import run_training
 @click.option(
     "--cache-images",
     metavar="DIR",
-    help="Keep decoded images in DIR, shrunk to what views take (data.cache_side), and read them from there: made once, "
-    "by whichever run comes first, and made again for images that have changed.",
+    help="Keep decoded images in DIR, shrunk to what views take (data.cache_side), and read them from there: made "
+    "once, by the run that comes first, and made anew when images have changed.",
 )
 @click.option(
     "--knn-data",

@@ -140,7 +140,7 @@ def _begin(
     if kept is not None:
         logger.info("images come from the cache %s", kept.told())
     num_steps = config.train.num_steps(len(images))
-    ready = _Ready(networks, kept or images, hardware, device, workers, num_steps, memory, online_knn)
+    ready = _Ready(networks, images if kept is None else kept, hardware, device, workers, num_steps, memory, online_knn)
     logger.info(
         "%d images of %s; %d steps of %d; %s in %s, %d loader processes; run folder %s",
         len(images),

@@ -153,9 +153,7 @@ def _whole(shards: Shards, number: int, shrunk: ShrunkImages, *, tell: bool = Fa
     """What a shard holds; None where it is missing, damaged, or lacks images whose content can be had by now."""
     try:
         table = shards.read_table(number)
-    except FileNotFoundError as error:
-        if tell and shards.has(number):
-            logger.warning("a shard of the cache of images is made again: %s", error)
+    except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         if tell:

@@ -126,14 +126,19 @@ class Shards:
         """What a shard holds; its file of pixels has the size that follows from it.
 
         Raises:
-            OSError: a file of it is not there or cannot be read.
-            ValueError: one is damaged, in words.
+            FileNotFoundError: it has not been written.
+            OSError: it cannot be read.
+            ValueError: it is damaged, in words.
         """
         try:
             table = _table(json.loads(self.table(number).read_bytes()), self.images(number))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{self.table(number)} is damaged ({str(error) or type(error).__name__})") from None
-        if (found := self.data(number).stat().st_size) != table.num_bytes:
+        try:
+            found = self.data(number).stat().st_size
+        except FileNotFoundError:
+            raise ValueError(f"{self.data(number)} is gone") from None
+        if found != table.num_bytes:
             raise ValueError(f"{self.data(number)} has {found:,} bytes where there should be {table.num_bytes:,}")
         return table
 

@@ -118,11 +118,14 @@ def shrunk(image: OpenedImage | NDArray[np.uint8], side: int) -> NDArray[np.uint
         reduction = reduction_for(size, side) if image.is_reducible else 1
         pixels = image.pixels(reduction)
     else:
-        size, pixels = image.shape[:2], image
+        size, reduction, pixels = image.shape[:2], 1, image
     height, width = shrunk_size(size, side)
     if pixels.shape[:2] == (height, width):
         return pixels
-    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+    # The last of the decoded pixels each way may show less than the others do. (In a picture that was turned upright they
+    # may be the first; it is then moved, by less than half a pixel of what is kept.)
+    edges = (0, 0, size[1] / reduction, size[0] / reduction)
+    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC, box=edges))
 
 
 def shrunk_size(size_px: tuple[int, int], side: int) -> tuple[int, int]:
