@@ -24,7 +24,6 @@ from torch.utils.data import DataLoader
 from patchssl.config import ViewsConfig
 from patchssl.cutting import ViewsByWorkers
 from patchssl.data.cache import CachedImages, ShrunkImages, find_image_cache, open_image_cache
-from patchssl.data.cache import contents as contents_module
 from patchssl.data.cache.contents import fitting_shard
 from patchssl.data.cache.shrinking import reduction_for, shrunk, shrunk_size
 from patchssl.data.decode import UnreadableImage, open_image
@@ -207,7 +206,7 @@ def test_arrays_in_memory(root: Path) -> None:
     assert cached.fetch(0).shape == (24, 30, 3)
     assert_equal(cached, arrays)
     np.testing.assert_array_equal(cached.labels, arrays.labels)
-    assert opened(replace(arrays, pixels=pixels ^ 1), root).shards.folder != cached.shards.folder
+    assert opened(replace(arrays, pixels=255 - pixels), root).shards.folder != cached.shards.folder
 
 
 def test_pictures_are_turned_once(tmp_path: Path, root: Path) -> None:
@@ -483,7 +482,7 @@ def test_a_disk_that_is_too_small_is_refused_with_numbers_and_nothing_made(
         assert root.is_relative_to(path)
         return usage._replace(free=free)
 
-    monkeypatch.setattr(contents_module.shutil, "disk_usage", told)
+    monkeypatch.setattr(shutil, "disk_usage", told)
     with pytest.raises(DataError) as caught:
         opened(source, root)
     assert f"takes about {needed / 1024:.1f} KiB more (11 images of " in str(caught.value)

@@ -1,6 +1,5 @@
 """Several processes that write the missing shards of a cache, and waiting for those that others write."""
 
-import ctypes
 import logging
 import math
 import multiprocessing
@@ -10,8 +9,6 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from multiprocessing.sharedctypes import RawArray, RawValue
-from typing import Any
 
 from patchssl.data.cache.locks import Held, trying_lock
 from patchssl.data.cache.shard import Shards
@@ -126,79 +123,79 @@ class _Writer:
 
     Attributes:
         process: that runs.
-        answer: on which it says what it ended with.
+        line: on which it says how many images it has written, and what it ended with.
     """
 
     process: BaseProcess
-    answer: Connection
+    line: Connection
 
-    def check(self) -> None:
-        """Raise what it ended with, if it has ended."""
-        if self.process.is_alive():
-            return
+    def heard(self) -> int:
+        """How many images it has written since it was last heard; raises what it ended with."""
+        num, is_alive = 0, self.process.is_alive()
         try:
-            error = self.answer.recv() if self.answer.poll() else None
-        except EOFError:
-            error = None
-        if error is not None:
-            raise error
-        if code := self.process.exitcode:
+            while self.line.poll():
+                told = self.line.recv()
+                if isinstance(told, Exception):
+                    raise told
+                num += told
+        except (EOFError, ConnectionError):
+            pass  # it has nothing more to say, and its exit code tells the rest
+        if not is_alive and (code := self.process.exitcode):
             how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             raise DataError(
                 f"a process that writes the cache of images was {how}, perhaps because memory ran out; what is whole "
                 "stays: start again, with fewer --workers if memory is short"
             )
+        return num
+
+    def end(self) -> None:
+        """Ask it to leave what it is at."""
+        with suppress(OSError):  # it has ended
+            self.line.send(None)
 
 
 def _in_processes(shards: Shards, source: ShrunkImages, missing: Sequence[int], crew: Crew) -> Written:
     num = min(crew.workers, len(missing))
-    counts, stop = RawArray(ctypes.c_int64, num), RawValue(ctypes.c_bool, False)
     writers: list[_Writer] = []
     try:
         for number in range(num):
-            listening, answering = multiprocessing.Pipe(duplex=False)
-            arguments = (shards, source, crew.order(missing, number, num), counts, number, stop, answering)
+            line, other_end = multiprocessing.Pipe()
+            arguments = (shards, source, crew.order(missing, number, num), number, other_end)
             process = multiprocessing.Process(target=_work, args=arguments, daemon=True)
-            writers.append(_Writer(process, listening))
             process.start()
-            answering.close()
-        told = 0
+            writers.append(_Writer(process, line))
+            other_end.close()
         while alive := [writer.process.sentinel for writer in writers if writer.process.is_alive()]:
             wait(alive, _POLL_S)
-            for writer in writers:
-                writer.check()
-            yield sum(counts) - told
-            told = sum(counts)
-        for writer in writers:
-            writer.check()
-        yield sum(counts) - told
+            yield sum(writer.heard() for writer in writers)
+        yield sum(writer.heard() for writer in writers)
     finally:
-        stop.value = True
-        _end([writer.process for writer in writers if writer.process.pid is not None])
+        for writer in writers:
+            writer.end()
+        _end([writer.process for writer in writers])
         # What a process left that had to be ended; where even that fails, the next start does it.
         with suppress(OSError):
             shards.sweep()
 
 
-def _work(
-    shards: Shards,
-    source: ShrunkImages,
-    numbers: Sequence[int],
-    counts: Any,
-    number: int,
-    stop: Any,
-    answer: Connection,
-) -> None:
+def _work(shards: Shards, source: ShrunkImages, numbers: Sequence[int], number: int, line: Connection) -> None:
     leave_signals_to_the_main_process(number)
-    with answer, closing(write_missing(shards, source, numbers)) as written:
+    num, told_at = 0, time.monotonic()
+    with line, closing(write_missing(shards, source, numbers)) as written, suppress(ConnectionError):
         try:
-            for num in written:
-                counts[number] += num
-                if stop.value:
-                    return
+            for more in written:
+                num += more
+                if line.poll():
+                    return  # it is asked to end
+                if time.monotonic() - told_at >= _POLL_S:
+                    line.send(num)
+                    num, told_at = 0, time.monotonic()
+            line.send(num)
+        except ConnectionError:
+            raise  # the main process is gone
         # Raised here, it would reach the user with a traceback of this process.
         except Exception as error:
-            answer.send(error)
+            line.send(error)
 
 
 def _end(processes: Sequence[BaseProcess]) -> None:

@@ -122,8 +122,8 @@ def shrunk(image: OpenedImage | NDArray[np.uint8], side: int) -> NDArray[np.uint
     height, width = shrunk_size(size, side)
     if pixels.shape[:2] == (height, width):
         return pixels
-    # The last of the decoded pixels each way may show less than the others do. (In a picture that was turned upright they
-    # may be the first; it is then moved, by less than half a pixel of what is kept.)
+    # The last of the decoded pixels each way may show less than the others do. (They may be the first in a picture that
+    # was turned upright, which is then moved by less than half a pixel of what is kept.)
     edges = (0, 0, size[1] / reduction, size[0] / reduction)
     return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC, box=edges))
 
