@@ -27,9 +27,9 @@ def check_cache_place(config: "Config", output: Path) -> None:
     from patchssl.data.cache.folder import check_root
     from patchssl.errors import ConfigError
 
-    if config.data.cache_images is None:
+    root = _root(config)
+    if root is None:
         return
-    root = Path(config.data.cache_images)
     if root.resolve().is_relative_to(output.resolve()):
         raise ConfigError(
             f"--cache-images {root} lies in the run folder {output}; give a folder elsewhere, which many runs may share"
@@ -53,12 +53,13 @@ def cache_facts(config: "Config", images: "StoredSource") -> dict[str, str | int
     Raises:
         DataError: its folder holds something else.
     """
-    if config.data.cache_images is None:
+    root = _root(config)
+    if root is None:
         return {}
     from patchssl.data.cache import find_image_cache
 
     assert config.data.cache_side is not None  # derived
-    found = find_image_cache(images, Path(config.data.cache_images), config.data.cache_side)
+    found = find_image_cache(images, root, config.data.cache_side)
     return {
         "cache_images": str(found.shards.folder),
         "cache_side": found.index.side,
@@ -81,11 +82,25 @@ def cached(config: "Config", images: "StoredSource", *, quiet: bool) -> "CachedI
     from patchssl.data.cache import open_image_cache
     from patchssl.ranks import is_main
 
-    if config.data.cache_images is None:
+    root = _root(config)
+    if root is None:
         return None
     assert config.data.cache_side is not None  # derived
     # Nothing else is computed meanwhile.
     workers = usable_workers(shared=True) if config.data.workers is None else config.data.workers
     progress = partial(image_progress, "images into the cache", quiet=quiet or not is_main())
-    root = Path(config.data.cache_images)
     return open_image_cache(images, root, config.data.cache_side, workers=workers, progress=progress)
+
+
+def _root(config: "Config") -> Path | None:
+    from patchssl.errors import ConfigError
+
+    name = config.data.cache_images
+    if name is None:
+        return None
+    if "\0" in name or name != name.encode(errors="replace").decode():
+        raise ConfigError(
+            f"data.cache_images is {name!r}, and bytes that are no UTF-8, or zero, cannot be kept in config.yaml; take "
+            "another name"
+        )
+    return Path(name)

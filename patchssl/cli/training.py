@@ -108,13 +108,13 @@ def _begin(
     with failing_together():
         derived = derive(start.with_open_values(config), len(images))
         config = derived.config
+        check_cache_place(config, output)
         hardware = hardware_of(config)
         way = check_processes(config, hardware.device, world_size())
     check_alike(config, images, hardware.device)
     device, workers = own_device(hardware.device), workers_of(config, hardware)
     with failing_together():
         changes = start.check(config, images.ids, hardware)
-        check_cache_place(config, output)
         # Before anything large is built, whose memory would be counted twice.
         setting = setting_of(as_cached(config, images), hardware, workers=workers)
         memory = report_memory(config, setting, num_local=num_local_processes())

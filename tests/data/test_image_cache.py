@@ -223,6 +223,7 @@ def test_pictures_are_turned_once(tmp_path: Path, root: Path) -> None:
 def test_nothing_is_made_twice(source: FileSource, root: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = opened(source, root)
     before = files(first.shards.folder)
+    caplog.clear()
     with caplog.at_level(logging.INFO):
         again = opened(source, root)
     assert files(again.shards.folder) == before
@@ -253,6 +254,7 @@ def test_a_file_replaced_by_one_of_equal_size_and_time_is_not_served(
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     after = path.stat()
     assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
+    caplog.clear()
     with caplog.at_level(logging.INFO):
         again = opened(source, root)
     assert again.shards.folder != first.shards.folder
@@ -264,6 +266,7 @@ def test_other_settings_stand_beside_each_other(
     source: FileSource, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     opened(source, root)
+    caplog.clear()
     with caplog.at_level(logging.INFO):
         other = opened(source, root, 20)
     assert_equal(other, source, 20)
@@ -333,6 +336,7 @@ def test_what_could_not_be_fetched_is_tried_again(
         first.fetch(5)
     before = files(first.shards.folder)
     assert files(opened(lost, root).shards.folder) == before
+    caplog.clear()
     with caplog.at_level(logging.INFO):
         again = opened(replace(lost, lost=frozenset({9})), root)
     after = files(again.shards.folder)

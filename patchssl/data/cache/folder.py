@@ -71,11 +71,12 @@ def check_root(root: Path) -> None:
             return
         if not root.is_dir():
             raise DataError(f"{root} is a file; {other}")
+        # The mark is made first; looked for after the others, it is found where another process has just begun.
+        names = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
         mark = _json(root / MARK)
         if mark is None:
-            names = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
-            names = [name for name in names if name not in _EMPTY]
-            if names and not all((root / name / INDEX).is_file() or name == MARK for name in names):
+            names = [name for name in names if name not in _EMPTY and not (root / name / INDEX).is_file()]
+            if names:
                 named = ", ".join(names[:_NUM_NAMED]) + (" …" if len(names) > _NUM_NAMED else "")
                 raise DataError(f"{root} is no cache of images, it holds {named}; {other}")
             return
@@ -98,10 +99,11 @@ def key_of(state: str) -> str:
 
 def make_folder(root: Path, folder: Path, index: Index) -> None:
     """Make the folder of a cache and say what it holds, and what the one above it is; raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
     made_with = {"kind": KIND, "format": FORMAT, "patchssl": __version__}
+    root.mkdir(parents=True, exist_ok=True)
     if not (root / MARK).exists():
         _write(root / MARK, made_with)
+    folder.mkdir(exist_ok=True)
     if read_index(folder) is None:
         _write(folder / INDEX, {**made_with, "pillow": pillow, **asdict(index)})
 

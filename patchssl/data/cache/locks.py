@@ -29,7 +29,7 @@ def trying_lock(path: Path) -> Iterator[Held]:
     Raises:
         OSError: the file cannot be made.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle, held = os.open(path, os.O_RDWR | os.O_CREAT, 0o644), Held.BUSY
     try:
         held = _try(handle, path)
         yield held

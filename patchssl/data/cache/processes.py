@@ -4,7 +4,7 @@ import logging
 import math
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -62,20 +62,33 @@ def write_all(shards: Shards, source: ShrunkImages, missing: Sequence[int], crew
         DataError: the disk is full or cannot be written, or a process was killed.
     """
     left, tally = list(missing), _Tally(shards, missing)
+    try:
+        while left:
+            with closing(_write(shards, source, left, crew)) as written:
+                for num in written:
+                    yield tally.more(num)
+            yield tally.more(0, look=True)
+            left = yield from _wait(shards, left, tally)
+    finally:
+        # What is left by a process that had to be ended, or by a signal at the wrong moment. Where even that fails, the
+        # next start does it.
+        with suppress(OSError):
+            shards.sweep()
+
+
+def _wait(shards: Shards, numbers: Sequence[int], tally: "_Tally") -> Generator[int, None, list[int]]:
+    """Wait until nothing is missing, or something of it that nobody writes; returns what is missing."""
     told_at = -math.inf
-    while left:
-        with closing(_write(shards, source, left, crew)) as written:
-            for num in written:
-                yield tally.more(num)
-        left = _missing(shards, left)
-        while left and not any(_is_free(shards, number) for number in left):
-            if time.monotonic() - told_at >= _TELL_EVERY_S:
-                logger.info("waiting for %d shards of %s that other processes write", len(left), shards.folder)
-                told_at = time.monotonic()
-            time.sleep(_POLL_S)
-            yield tally.more(0)
-            left = _missing(shards, left)
-        yield tally.more(0, look=True)
+    while left := _missing(shards, numbers):
+        if any(_is_free(shards, number) for number in left):
+            break
+        if time.monotonic() - told_at >= _TELL_EVERY_S:
+            logger.info("waiting for %d shards of %s that other processes write", len(left), shards.folder)
+            told_at = time.monotonic()
+        time.sleep(_POLL_S)
+        yield tally.more(0)
+    yield tally.more(0, look=True)
+    return left
 
 
 class _Tally:
@@ -173,9 +186,6 @@ def _in_processes(shards: Shards, source: ShrunkImages, missing: Sequence[int], 
         for writer in writers:
             writer.end()
         _end([writer.process for writer in writers])
-        # What a process left that had to be ended; where even that fails, the next start does it.
-        with suppress(OSError):
-            shards.sweep()
 
 
 def _work(shards: Shards, source: ShrunkImages, numbers: Sequence[int], number: int, line: Connection) -> None:

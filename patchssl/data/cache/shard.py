@@ -148,7 +148,7 @@ class Shards:
             path.unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Remove what processes left that were killed while they wrote; raises OSError."""
+        """Remove what processes left that were killed or broken off while they wrote; raises OSError."""
         for left in self.folder.glob(".shard-*.part"):
             found = _PART.fullmatch(left.name)
             if found is None:
@@ -156,6 +156,9 @@ class Shards:
             with trying_lock(self.lock(int(found[1]))) as held:
                 if held is Held.YES or (held is Held.UNKNOWN and _is_old(left)):
                     left.unlink(missing_ok=True)
+        for left in self.folder.glob("shard-*.lock"):
+            with trying_lock(left):
+                pass  # one that nobody holds is removed behind us
 
 
 def _table(content: Mapping[str, Any], images: range) -> Table:
