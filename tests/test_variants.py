@@ -20,8 +20,8 @@ BASE = (
     "train.ema_momentum=0.9 train.precision=fp32 train.device=cpu log.every_steps=1 data.workers=0"
 )
 
-# What is changed (RUN is a run, CACHE a folder for images), and after a bar what it needs besides; that is compared with
-# a run with the latter alone.
+# What is changed (RUN is a run, CACHE a folder for images), and after a bar what it needs besides; that is compared
+# with a run with the latter alone.
 VARIANTS = [
     "data.cache_side=12 | data.cache_images=CACHE",
     "views.global_size=24",
