@@ -18,7 +18,10 @@ _LEAST_OVERSAMPLING = 2
 
 
 class WrappedSource:
-    """What a source of changed pixels has in common with the source that they come from."""
+    """What a source of changed pixels has in common with the source that they come from.
+
+    How the originals lie together on a disk is left out: a cache is read in any order, so that all of it is shuffled.
+    """
 
     source: StoredSource
 
