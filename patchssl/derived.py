@@ -1,7 +1,7 @@
-"""Learning rate, momentum of the teacher and warm-up where the configuration leaves them open.
+"""What the configuration leaves open: learning rate, momentum of the teacher, warm-up, and the size of cached images.
 
-All three are DINO's own at its settings (Caron et al., 2021: ViT-S, batches of 1,024, 100 epochs of ImageNet), carried
-over to other batch sizes, widths and lengths.
+The first three are DINO's own at its settings (Caron et al., 2021: ViT-S, batches of 1,024, 100 epochs of ImageNet),
+carried over to other batch sizes, widths and lengths.
 """
 
 import math
@@ -31,7 +31,7 @@ class Derived:
     """A configuration without open values.
 
     Attributes:
-        config: all of train's values are given.
+        config: all of train's values are given, and with a cache of images their size.
         told: a line for each value that was derived, with its derivation.
     """
 
@@ -51,7 +51,7 @@ def derive(config: Config, num_images: int) -> Derived:
     """Fill what a configuration leaves open; what is given stays.
 
     Args:
-        config: null values of `train` are open.
+        config: null values of `train` are open, and with `data.cache_images` also `data.cache_side`.
         num_images: of the source.
 
     Raises:
@@ -68,7 +68,12 @@ def derive(config: Config, num_images: int) -> Derived:
         found["warmup_fraction"] = warmup_fraction(num_steps, num_images / train.batch_size)
     values = {name: derived.value for name, derived in found.items()}
     told = tuple(f"train.{name} = {derived.value:g}: {derived.derivation}" for name, derived in found.items())
-    return Derived(config.model_copy(update={"train": train.model_copy(update=values)}), told)
+    data = config.data
+    if data.cache_images is not None and data.cache_side is None:
+        side = cache_side(config.views.global_size, config.views.global_scale[0])
+        data = data.model_copy(update={"cache_side": int(side.value)})
+        told = (*told, f"data.cache_side = {data.cache_side}: {side.derivation}")
+    return Derived(config.model_copy(update={"train": train.model_copy(update=values), "data": data}), told)
 
 
 def learning_rate(batch_size: int, width: int) -> DerivedValue:
@@ -138,6 +143,19 @@ def warmup_fraction(num_steps: int, steps_per_epoch: float) -> DerivedValue:
         f"as {_WARMUP:g} of all would be {round(_WARMUP * num_steps):,}"
     )
     return DerivedValue(_rounded(longest / num_steps), derivation)
+
+
+def cache_side(global_size: int, least_scale: float) -> DerivedValue:
+    """The shorter side to which images are shrunk that are kept: the least global view still has a pixel for each.
+
+    Args:
+        global_size: side of a global view, px.
+        least_scale: area of the least one, as a fraction of the image's, which is taken to be square.
+    """
+    # Roundings of the root are no reason for another pixel.
+    value = math.ceil(round(global_size / math.sqrt(least_scale), 6))
+    derivation = f"views.global_size {global_size} px / sqrt({least_scale:g}), the least of views.global_scale"
+    return DerivedValue(value, derivation)
 
 
 def _width(config: Config) -> int:

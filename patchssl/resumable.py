@@ -69,7 +69,7 @@ EFFECTS: Mapping[str, Effect] = {
     for key in keys.split()
 }
 
-_PROCESSES = "the number of processes"
+_PROCESSES, _CACHE_SIDE = "the number of processes", "data.cache_side"
 _MEANING = {
     Effect.NONE: "",
     Effect.ROUNDING: ": from here on it is rounded otherwise, so that losses are equal to those of a run without this "
@@ -176,11 +176,7 @@ def check_resumable(
         for name, value in here.items()
         if name in there and there[name] != value
     ]
-    wrong = [
-        f"{change.name} is {_told(change.before)} in the checkpoint and {_told(change.now)} in the configuration"
-        for change in changes
-        if change.effect is Effect.RESULT
-    ]
+    wrong = [_told_of_both(change) for change in changes if change.effect is Effect.RESULT]
     if wrong:
         raise CheckpointError(
             f"{path} does not fit the configuration: {'; '.join(wrong)}; resume with the settings of the checkpoint, "
@@ -204,17 +200,21 @@ def stored_config(content: Mapping[str, Any], path: Path) -> Config:
 
 
 def with_open_values(config: Config, before: Config) -> Config:
-    """A configuration in which the values of train that it leaves open are those of the run that is resumed."""
+    """A configuration in which the values that it leaves open are those of the run that is resumed."""
     names = ("learning_rate", "ema_momentum", "warmup_fraction")
     found = {name: getattr(before.train, name) for name in names if getattr(config.train, name) is None}
-    return config.model_copy(update={"train": config.train.model_copy(update=found)})
+    data = config.data
+    if data.cache_images is not None and data.cache_side is None and before.data.cache_images is not None:
+        data = data.model_copy(update={"cache_side": before.data.cache_side})
+    return config.model_copy(update={"train": config.train.model_copy(update=found), "data": data})
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """All settings by their full names; the size of a patch as it is, given or told by the architecture."""
+    """All settings by their full names; a patch as large as it is, and cached images as small as they are, if any."""
     sections = config.model_dump(mode="json")
     found = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
-    return found | {"model.patch_size": config.model.patch_px}
+    side = None if config.data.cache_images is None else config.data.cache_side
+    return found | {"model.patch_size": config.model.patch_px, _CACHE_SIDE: side}
 
 
 def _effect(name: str, config: Config) -> Effect:
@@ -229,6 +229,14 @@ def _check_length(content: Mapping[str, Any], config: Config, path: Path) -> Non
             f"{path} has done {done:,} steps, more than the {asked:,} that train.steps or train.epochs now asks for; "
             "ask for more, or begin another run in another --output"
         )
+
+
+def _told_of_both(change: Change) -> str:
+    told = f"{change.name} is {_told(change.before)} in the checkpoint and {_told(change.now)} in the configuration"
+    if change.name != _CACHE_SIDE or None not in (change.before, change.now):
+        return told
+    way = "come from data.cache_images" if change.now is None else "do not come from a cache"
+    return f"{told} (images of the run {way}, and those of a cache may be shrunk)"
 
 
 def _told(value: Any) -> str:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchssl.config import Config
-from patchssl.derived import derive, ema_momentum, learning_rate, warmup_fraction
+from patchssl.derived import cache_side, derive, ema_momentum, learning_rate, warmup_fraction
 from patchssl.errors import ConfigError
 from patchssl.recipes import load_config, parse_config
 from patchssl.step_values import scheduled
@@ -115,6 +115,37 @@ def test_momentum_in_words_matches_its_own_number() -> None:
         derived.derivation
         == "DINO's 0.996 at a batch of 1,024, to the power of 32,768 / 1,024, and at least 0.9, over 10 steps"
     )
+
+
+@pytest.mark.parametrize(
+    ("global_size", "least_scale", "value"),
+    [
+        (224, 0.4, 355),  # 354.2
+        (224, 0.25, 448),
+        (224, 0.49, 320),  # 224 / 0.7 in floating point is a little more
+        (224, 1.0, 224),
+        (32, 0.4, 51),  # 50.6
+        (96, 0.05, 430),  # 429.3
+    ],
+)
+def test_cached_images_by_hand(global_size: int, least_scale: float, value: int) -> None:
+    assert cache_side(global_size, least_scale).value == value
+    # The box of the least area still has a pixel for each of the view.
+    assert value * math.sqrt(least_scale) >= global_size - 1e-9
+    assert (value - 1) * math.sqrt(least_scale) < global_size
+
+
+def test_the_size_of_cached_images_is_derived_only_where_there_is_a_cache() -> None:
+    with_cache = derive(parse_config({"data": {"cache_images": "cache"}, "train": {"steps": 9}}), 100)
+    assert with_cache.config.data.cache_side == 355
+    assert with_cache.told[-1] == (
+        "data.cache_side = 355: views.global_size 224 px / sqrt(0.4), the least of views.global_scale"
+    )
+    given = derive(parse_config({"data": {"cache_images": "cache", "cache_side": 99}, "train": {"steps": 9}}), 100)
+    assert given.config.data.cache_side == 99
+    without = derive(parse_config({"train": {"steps": 9}}), 100)
+    assert without.config.data.cache_side is None
+    assert len(given.told) == len(without.told) == len(with_cache.told) - 1
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "ema_momentum", "warmup_fraction"])

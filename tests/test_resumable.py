@@ -148,6 +148,45 @@ def test_open_values_are_those_of_the_run() -> None:
         check_resumable(stored, config(train={"ema_momentum": 0.5}), Path("f"))
 
 
+def cached(side: int | None, place: str | None = "cache") -> dict[str, Any]:
+    return {"data": {"cache_images": place, "cache_side": side}}
+
+
+def test_a_cache_may_move_and_its_images_stay_as_small_as_they_are() -> None:
+    assert with_open_values(config(**cached(None)), config(**cached(99))).data.cache_side == 99
+    assert with_open_values(config(**cached(88)), config(**cached(99))).data.cache_side == 88
+    assert with_open_values(config(**cached(None)), config(**cached(99, None))).data.cache_side is None
+    (change,) = check_resumable(content(**cached(99)), config(**cached(None, "moved")), Path("f"))
+    assert (change.name, change.effect) == ("data.cache_images", Effect.NONE)
+    # Without a cache a size means nothing.
+    assert check_resumable(content(**cached(99, None)), config(), Path("f")) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "words"),
+    [
+        (cached(99), cached(88), "is 99 in the checkpoint and 88 in the configuration; resume"),
+        (
+            cached(99),
+            cached(99, None),
+            "is 99 in the checkpoint and null in the configuration (images of the run come fr",
+        ),
+        (
+            cached(99, None),
+            cached(99),
+            "is null in the checkpoint and 99 in the configuration (images of the run do not c",
+        ),
+        ({}, cached(99), "is null in the checkpoint and 99 in the configuration (images of the run do not c"),
+    ],
+)
+def test_images_of_another_size_or_from_a_cache_are_refused(
+    before: dict[str, Any], now: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        check_resumable(content(**before), config(**now), Path("f"))
+    assert f"f does not fit the configuration: data.cache_side {words}" in str(caught.value)
+
+
 def test_fewer_steps_than_have_been_done() -> None:
     with pytest.raises(CheckpointError, match=r"f has done 3 steps, more than the 2 that train.steps or train.epochs"):
         check_resumable(content(), config(train={"steps": 2}), Path("f"))

@@ -20,8 +20,10 @@ BASE = (
     "train.ema_momentum=0.9 train.precision=fp32 train.device=cpu log.every_steps=1 data.workers=0"
 )
 
-# What is changed, and after a bar what it needs besides; that is compared with a run with the latter alone.
+# What is changed (RUN is a run, CACHE a folder for images), and after a bar what it needs besides; that is compared
+# with a run with the latter alone.
 VARIANTS = [
+    "data.cache_side=12 | data.cache_images=CACHE",
     "views.global_size=24",
     "views.local_size=16",
     "views.num_global=3",
@@ -107,7 +109,7 @@ LEFT_OUT = {
     *("loss.chunk_mib", "model.crop_fraction", "train.device", "train.checkpoint_every_steps", "train.keep_last"),
     *("train.accumulate", "train.checkpoint_activations", "train.strategy", "train.keep_every"),
     *("train.max_skipped_steps", "data.workers", "data.max_bad_fraction", "data.exif_orientation"),
-    *("data.division", "data.cache_images", "data.cache_side", "data.shuffle_buffer", "data.image_column"),
+    *("data.division", "data.cache_images", "data.shuffle_buffer", "data.image_column"),
     *("log.every_steps", "log.tensorboard", "log.knn_data", "log.knn_every_steps"),
     *("log.knn_train_images", "log.knn_test_images"),
 }
@@ -118,7 +120,7 @@ Train = Callable[[str], list[float]]
 @pytest.fixture(scope="module")
 def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
     """Train with changes to the base, once for each; gives the losses of all steps."""
-    images = tmp_path_factory.mktemp("images")
+    images, cache = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("cache")
     generator = np.random.default_rng(0)
     for number in range(10):
         pixels = generator.integers(256, size=(20 + number, 24, 3), dtype=np.uint8)
@@ -131,6 +133,7 @@ def train(tmp_path_factory: pytest.TempPathFactory) -> Train:
             if "RUN" in changes:
                 run("train.seed=1")
             settings = f"{BASE} {changes}".replace("RUN", str(runs.get("train.seed=1"))).replace(", ", ",").split()
+            settings = [setting.replace("CACHE", str(cache)) for setting in settings]
             arguments = [part for setting in settings for part in ("--set", setting)]
             assert main(["pretrain", str(images), "--output", str(folder), "--quiet", *arguments]) == 0
         return [json.loads(line)["loss"] for line in (runs[changes] / "metrics.jsonl").read_text().splitlines()]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from patchssl.cli.hardware import hardware_of, num_local_processes, workers_of
+from patchssl.cli.image_cache import as_cached, cache_facts
 from patchssl.cli.memory_report import MemoryReport, gib, report_memory, setting_of
 from patchssl.cli.text_tables import aligned, markdown
 
@@ -39,11 +40,11 @@ def print_plan(config: "Config", images: "StoredSource", output_format: str) -> 
         check_processes(config, hardware.device, hardware.num_processes)
     if not is_main():
         return
-    setting = setting_of(config, images, hardware, workers=workers_of(config, hardware))
+    setting = setting_of(config, as_cached(config, images), hardware, workers=workers_of(config, hardware))
     memory = report_memory(config, setting, num_local=num_local_processes())
     advice = [] if memory.fits else memory.advice()
     facts = {
-        "data": {"location": images.location, "num_images": len(images)},
+        "data": {"location": images.location, "num_images": len(images), **cache_facts(config, images)},
         "networks": _networks(config),
         "training": _training(derived, len(images), memory),
         "memory": _memory(memory),
@@ -140,7 +141,7 @@ def _text(facts: Mapping[str, Any], memory: MemoryReport, advice: "Sequence[Advi
 
 
 def _lines(values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    derivations = dict(line.removeprefix("train.").split(" = ", 1) for line in values["derived"])
+    derivations = dict(line.partition(".")[2].split(" = ", 1) for line in values["derived"])
     return [
         (name, f"{value:,}" if isinstance(value, int) else str(value), derivations.get(name, "").partition(": ")[2])
         for name, value in values.items()

@@ -56,6 +56,12 @@ from patchssl.cli.training import run_training
     "--max-bad-fraction", type=click.FloatRange(0, 1), help="Unreadable images above this fraction are an error."
 )
 @click.option(
+    "--cache-images",
+    metavar="DIR",
+    help="Keep decoded images in DIR, shrunk to what views take (data.cache_side), and read them from there: made "
+    "once, by the run that comes first, and made anew when images have changed.",
+)
+@click.option(
     "--knn-data",
     metavar="DATA",
     help="Measure the teacher by k-NN as it is trained, on some images of labelled DATA as `eval knn` takes it.",
@@ -91,6 +97,7 @@ def pretrain(
     auto_resume: bool,
     overwrite: bool,
     max_bad_fraction: float | None,
+    cache_images: str | None,
     knn_data: str | None,
     tensorboard: bool | None,
     dry_run: bool,
@@ -117,6 +124,7 @@ def pretrain(
     patchssl pretrain photos --output runs/more --init runs/photos --config runs/photos/config.yaml --init-heads
     patchssl pretrain photos --output runs/dino --init dino_deitsmall16_pretrain.pth
     patchssl pretrain cifar10/train --output runs/c10 --knn-data cifar10 --tensorboard
+    patchssl pretrain photos --output runs/photos --cache-images /scratch/images
     patchssl pretrain photos --output runs/large --set model.arch=vit_large_patch16_224 --dry-run
     torchrun --nproc-per-node 8 -m patchssl pretrain photos --output runs/photos --batch-size 1024
     srun --ntasks-per-node 8 --gpus-per-node 8 --kill-on-bad-exit patchssl pretrain photos --output runs/photos
@@ -156,7 +164,10 @@ def pretrain(
             from patchssl.recipes import load_config
             from patchssl.run_folder import holds_run
 
-            for name, text in (("model.init", init), ("log.knn_data", knn_data)):
+            if cache_images is not None:
+                # A resumed run may be started from elsewhere.
+                cache_images = str(Path(cache_images).absolute())
+            for name, text in (("model.init", init), ("log.knn_data", knn_data), ("data.cache_images", cache_images)):
                 if text is not None:
                     # Any text, which as it stands could mean something else in YAML.
                     given.append(f"{name}={yaml.safe_dump(text)}")

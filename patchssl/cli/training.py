@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchssl.cli.hardware import hardware_of, num_local_processes, workers_of
+from patchssl.cli.image_cache import as_cached, cached, check_cache_place
 from patchssl.cli.interrupts import StopWish
 from patchssl.cli.logs import log_file
 from patchssl.cli.memory_report import MemoryReport, report_memory, setting_of
@@ -52,11 +53,11 @@ def run_training(
 
     with ExitStack() as stack:
         with wish.at_once():
-            ready = _begin(config, images, output, resume=resume, overwrite=overwrite, stack=stack)
+            ready = _begin(config, images, output, resume=resume, overwrite=overwrite, quiet=quiet, stack=stack)
         with ready.memory.explaining(output), training_progress(quiet=quiet or not is_main()) as on_step:
             done = train(
                 ready.networks,
-                images,
+                ready.images,
                 output,
                 device=ready.device,
                 precision=ready.hardware.precision,
@@ -78,6 +79,7 @@ class _Ready:
     """What a training is begun with."""
 
     networks: "StudentTeacher"
+    images: "StoredSource"
     hardware: "Hardware"
     device: str
     workers: int
@@ -87,9 +89,19 @@ class _Ready:
 
 
 def _begin(
-    config: "Config", images: "StoredSource", output: Path, *, resume: bool, overwrite: bool, stack: ExitStack
+    config: "Config",
+    images: "StoredSource",
+    output: Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+    stack: ExitStack,
 ) -> _Ready:
-    """Build networks and prepare the run folder, which an error leaves as it was; the log file joins the stack."""
+    """Build networks, keep images if that is asked for, and prepare the run folder, which an error leaves as it was.
+
+    The log file joins the stack.
+    """
     import torch
 
     from patchssl.derived import derive
@@ -103,6 +115,7 @@ def _begin(
     with failing_together():
         derived = derive(start.with_open_values(config), len(images))
         config = derived.config
+        check_cache_place(config, output)
         hardware = hardware_of(config)
         way = check_processes(config, hardware.device, world_size())
     check_alike(config, images, hardware.device)
@@ -110,13 +123,14 @@ def _begin(
     with failing_together():
         changes = start.check(config, images.ids, hardware)
         # Before anything large is built, whose memory would be counted twice.
-        setting = setting_of(config, images, hardware, workers=workers)
+        setting = setting_of(config, as_cached(config, images), hardware, workers=workers)
         memory = report_memory(config, setting, num_local=num_local_processes())
         online_knn = _watching(config, device=device)
         torch.manual_seed(config.train.seed)
         with memory.explaining(output):
             networks = StudentTeacher(config)
         initial = initialise(networks, seed=config.train.seed) if start.checkpoint is None else None
+    kept = cached(config, images, quiet=quiet)
     with failing_together():
         if is_main():
             begin_run(output, config, start, device=device, changes=changes)
@@ -130,8 +144,10 @@ def _begin(
         change.log()
     if initial is not None:
         initial.log()
+    if kept is not None:
+        logger.info("images come from the cache %s", kept.told())
     num_steps = config.train.num_steps(len(images))
-    ready = _Ready(networks, hardware, device, workers, num_steps, memory, online_knn)
+    ready = _Ready(networks, images if kept is None else kept, hardware, device, workers, num_steps, memory, online_knn)
     logger.info(
         "%d images of %s; %d steps of %d; %s in %s, %s; run folder %s",
         len(images),
