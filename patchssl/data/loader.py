@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -164,7 +165,8 @@ def iterate(batches: Steps[Made], *, first_step: int, workers: int, pin_memory: 
         worker_init_fn=leave_signals_to_the_main_process,
     )
     others = set(multiprocessing.active_children())
-    made = iter(loader)
+    with _signals_held():
+        made = iter(loader)
     return _handed_on(made, set(multiprocessing.active_children()) - others)
 
 
@@ -182,6 +184,19 @@ def _handed_on(made: Iterator[Any], workers: set[BaseProcess]) -> Generator[Any,
             timer = threading.Timer(_LET_END_S, _end_those_left, [workers])
             timer.daemon = True
             timer.start()
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait: a worker is born into this, and so not ended before it leaves them to its parent."""
+    if not hasattr(signal, "sigtimedwait"):
+        yield  # there workers have no other way to learn of a SIGTERM that is meant for them
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:
