@@ -126,7 +126,7 @@ def inspect(
     duplicates = find_duplicates(facts)
     near = None if backbone is None else _near(collection, facts, duplicates, backbone, threshold, compute, quiet)
     findings = Findings(collection, facts, duplicates, near, find_leakage(collection, duplicates, near))
-    report = make_report(findings, data=data, view_size_px=view_size)
+    report = make_report(findings, view_size_px=view_size)
     if output is not None:
         write_report(output, report, findings, overwrite=overwrite, num_drawn=sheet_images, seed=seed)
         _log.info("written to %s", output)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from patchssl.cli.text_tables import markdown
 
 if TYPE_CHECKING:
-    from patchssl.data.inspection.report import GroupCount, Report
+    from patchssl.data.inspection.report import GroupCount, Named, Report
     from patchssl.data.inspection.summary import PartCount, Spread
 
 _NUM_NAMED = 5
@@ -48,7 +48,7 @@ def _lines(report: "Report") -> Lines:
         yield from _part_lines(part, len(report.parts) > 1)
     yield (
         "unreadable",
-        _named(f"{report.num_unreadable:,}", (f"{shown(name)} {shown(reason)}" for name, reason in report.unreadable)),
+        _named(f"{report.num_unreadable:,}", (f"{shown(bad.image)} {shown(bad.reason)}" for bad in report.unreadable)),
     )
     yield from _size_lines(report)
     yield from _kind_lines(report)
@@ -105,10 +105,7 @@ def _duplicate_lines(report: "Report") -> Lines:
     others = f"{report.num_same_picture_other_file:,} of the groups in files that differ"
     yield "same picture", f"{_groups(report.same_picture)}; {others}"
     if report.is_labelled:
-        named = (
-            " = ".join(f"{shown(name)} ({'no class' if label is None else shown(label)})" for name, label in members)
-            for members in report.conflicting
-        )
+        named = (" = ".join(map(_told, members)) for members in report.conflicting)
         yield "in several classes", _named(f"{report.num_label_conflicts:,} pictures", named)
     near = report.near_duplicates
     if near is not None:
@@ -122,7 +119,6 @@ def _duplicate_lines(report: "Report") -> Lines:
 
 
 def _leakage_lines(report: "Report") -> Lines:
-    from patchssl.data.inspection.names import shown
 
     for count in report.leakage:
         earlier, later = count.parts
@@ -132,12 +128,14 @@ def _leakage_lines(report: "Report") -> Lines:
             f"share {count.num_same_file:,} files, {count.num_same_picture:,} pictures in other files{near}; "
             f"{count.num_disagreeing:,} with other labels",
         )
-    for kind, one, one_label, other, other_label in report.leaking:
-        told = [
-            f"{shown(name)}{'' if label is None else f' ({shown(label)})'}"
-            for name, label in ((one, one_label), (other, other_label))
-        ]
-        yield f"shared: {kind}", " and ".join(told)
+    for leak in report.leaking:
+        yield f"shared: {leak.kind}", f"{_told(leak.one)} and {_told(leak.other)}"
+
+
+def _told(named: "Named") -> str:
+    from patchssl.data.inspection.names import shown
+
+    return shown(named.image) + ("" if named.label is None else f" ({shown(named.label)})")
 
 
 def _groups(count: "GroupCount") -> str:

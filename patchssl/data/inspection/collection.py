@@ -1,7 +1,7 @@
 """DATA of any kind → all of its images in one list, with the part and the label of each."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -108,47 +108,56 @@ def _of_table(path: Path) -> Collection:
         raise DataError(f"{path}: split is {unknown[0]!r}; allowed: {', '.join(_SPLITS)}, or nothing")
     if set(splits) == {ELSEWHERE}:
         splits = [WHOLE] * len(rows)
-    names = [(row.get("label") or "").strip() or None for row in rows]
-    classes, labels = _numbered(names)
+    classes, labels = _numbered((row.get("label") or "").strip() or None for row in rows)
     source = FileSource(path.parent, tuple(row["path"] for row in rows), None, (), path.stem, str(path), True)
     return _with_parts(source, splits, (*_SPLITS, WHOLE, ELSEWHERE), classes, labels)
 
 
 def _of_folder(source: FileSource) -> Collection:
-    folders = [image.split(os.sep, 2) for image in source.ids]
-    tops = {path[0] for path in folders if len(path) > 1}
+    tops = {top for top, _ in _folders(source) if top}
     parts = [name for name in (_TRAIN, *_TESTS) if name in tops]
     if _TRAIN in parts and len(parts) > 1:
-        inside = [len(path) > 1 and path[0] in parts for path in folders]
-        names = [
-            path[1] if is_inside and len(path) > 2 else None for path, is_inside in zip(folders, inside, strict=True)
-        ]
-        placed = [path[0] if is_inside else ELSEWHERE for path, is_inside in zip(folders, inside, strict=True)]
+        placed = (top if top in parts else ELSEWHERE for top, _ in _folders(source))
+        names = (below if top in parts else None for top, below in _folders(source))
         return _with_parts(source, placed, (*parts, ELSEWHERE), *_numbered(names))
-    is_labelled = len(tops) > 1 and all(len(path) > 1 for path in folders)
-    classes, labels = _numbered([path[0] if is_labelled else None for path in folders])
+    is_labelled = len(tops) > 1 and all(top for top, _ in _folders(source))
+    classes, labels = _numbered(top if is_labelled else None for top, _ in _folders(source))
     return Collection(source, (WHOLE,), _one_part(len(source)), classes, labels)
+
+
+def _folders(source: FileSource) -> Iterator[tuple[str | None, str | None]]:
+    """The first folder of each image's path and the one below it, None where there is none."""
+    for image in source.ids:
+        top, _, rest = image.partition(os.sep)
+        below, _, name = rest.partition(os.sep)
+        yield top if rest else None, below if name else None
 
 
 def _with_parts(
     source: StoredSource,
-    placed: Sequence[str],
+    placed: Iterable[str],
     order: Sequence[str],
     classes: tuple[str, ...],
     labels: NDArray[np.int64],
 ) -> Collection:
-    """Number the parts that there are, in a given order."""
-    there = set(placed)
-    parts = tuple(name for name in order if name in there)
-    number = {name: place for place, name in enumerate(parts)}
-    return Collection(source, parts, np.array([number[name] for name in placed], np.int8), classes, labels)
+    """Leave out the parts that have no images, and number the others in a given order."""
+    number = {name: place for place, name in enumerate(order)}
+    places = np.fromiter((number[name] for name in placed), np.int8, len(source))
+    there, part_of = np.unique(places, return_inverse=True)
+    return Collection(source, tuple(order[place] for place in there.tolist()), part_of.astype(np.int8), classes, labels)
 
 
-def _numbered(names: Sequence[str | None]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+def _numbered(names: Iterable[str | None]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """The names in sorted order, and (M,) places among them."""
-    classes = tuple(sorted({name for name in names if name is not None}))
-    number: dict[str | None, int] = {None: NO_LABEL, **{name: place for place, name in enumerate(classes)}}
-    return classes, np.array([number[name] for name in names], np.int64)
+    number: dict[str, int] = {}
+    labels = np.fromiter(
+        (NO_LABEL if name is None else number.setdefault(name, len(number)) for name in names), np.int64
+    )
+    classes = sorted(number)
+    place = np.empty(len(classes) + 1, np.int64)
+    place[[number[name] for name in classes]] = np.arange(len(classes))
+    place[NO_LABEL] = NO_LABEL  # the last one
+    return tuple(classes), place[labels]
 
 
 def _one_part(num: int) -> NDArray[np.int8]:

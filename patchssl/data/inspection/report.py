@@ -36,6 +36,31 @@ class Findings:
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """An image and its class, None where it has none."""
+
+    image: str
+    label: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NamedLeak:
+    """Two images that are equal or nearly so; the other is of the later part."""
+
+    kind: str
+    one: Named
+    other: Named
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """An image that cannot be read, and why."""
+
+    image: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class GroupCount:
     """Groups of images, how many are in them, and how many could go so that one of each group stays."""
 
@@ -71,14 +96,14 @@ class Report:
 
     Attributes:
         schema: of this record.
-        data: as it was named.
+        data: where it is.
         num_images: unreadable ones among them.
         num_bytes: of all images as they are stored.
         is_labelled: whether any image has a label.
         num_classes: of all parts together.
         parts: by part.
         num_unreadable: how many images cannot be read or decoded.
-        unreadable: the first of them, with the reason.
+        unreadable: the first of them.
         sizes: None where no image can be read.
         view_size_px: side of the crops that are meant.
         num_smaller_than_view: readable images whose shorter side is below it.
@@ -88,9 +113,9 @@ class Report:
         same_picture: groups of equal pixels, those of equal files among them.
         num_same_picture_other_file: such groups whose files are not all equal.
         num_label_conflicts: groups of equal pixels with more than one label.
-        conflicting: the images of the first of them, with their labels.
+        conflicting: the images of the first of them.
         leakage: for every two parts.
-        leaking: the first leaks: kind, image and label of both.
+        leaking: the first of what they share.
         near_duplicates: None where they were not searched.
         warnings: what should be looked into, in words.
     """
@@ -103,7 +128,7 @@ class Report:
     num_classes: int
     parts: tuple[PartCount, ...]
     num_unreadable: int
-    unreadable: tuple[tuple[str, str], ...]
+    unreadable: tuple[Bad, ...]
     sizes: Sizes | None
     view_size_px: int
     num_smaller_than_view: int
@@ -113,9 +138,9 @@ class Report:
     same_picture: GroupCount
     num_same_picture_other_file: int
     num_label_conflicts: int
-    conflicting: tuple[tuple[tuple[str, str | None], ...], ...]
+    conflicting: tuple[tuple[Named, ...], ...]
     leakage: tuple[LeakCount, ...]
-    leaking: tuple[tuple[str, str, str | None, str, str | None], ...]
+    leaking: tuple[NamedLeak, ...]
     near_duplicates: NearCount | None
     warnings: tuple[str, ...]
 
@@ -132,29 +157,32 @@ class Report:
         return record
 
 
-def make_report(findings: Findings, *, data: str, view_size_px: int) -> Report:
+def make_report(findings: Findings, *, view_size_px: int) -> Report:
     """Put the figures together.
 
     Args:
         findings: image by image.
-        data: as it was named.
         view_size_px: side of the crops that are meant.
     """
     collection, facts, duplicates = findings.collection, findings.facts, findings.duplicates
     conflicts = duplicates.conflicts(collection.labels)
     plain = facts.readable[facts.table["evenness"][facts.readable] != VARIED]
     name = collection.source.ids.__getitem__
+
+    def named(index: int) -> Named:
+        return Named(name(index), collection.label(index))
+
     parts = count_parts(collection, facts)
     return Report(
         schema=SCHEMA,
-        data=data,
+        data=collection.source.location,
         num_images=len(collection),
         num_bytes=int(facts.table["num_bytes"].sum()),
         is_labelled=collection.is_labelled,
         num_classes=len(collection.classes),
         parts=parts,
         num_unreadable=len(facts.reasons),
-        unreadable=tuple((name(index), reason) for index, reason in _first(facts.reasons.items())),
+        unreadable=tuple(Bad(name(index), reason) for index, reason in _first(facts.reasons.items())),
         sizes=sizes_of(facts),
         view_size_px=view_size_px,
         num_smaller_than_view=count_smaller(facts, view_size_px),
@@ -165,13 +193,11 @@ def make_report(findings: Findings, *, data: str, view_size_px: int) -> Report:
         num_same_picture_other_file=duplicates.num_other_files,
         num_label_conflicts=len(conflicts),
         conflicting=tuple(
-            tuple((name(index), collection.label(index)) for index in members.tolist()[:_NUM_NAMED])
-            for members in conflicts[:_NUM_NAMED]
+            tuple(named(index) for index in members.tolist()[:_NUM_NAMED]) for members in conflicts[:_NUM_NAMED]
         ),
         leakage=findings.leakage.counts,
         leaking=tuple(
-            (leak.kind, name(leak.one), collection.label(leak.one), name(leak.other), collection.label(leak.other))
-            for leak in _first(findings.leakage.leaks)
+            NamedLeak(leak.kind, named(leak.one), named(leak.other)) for leak in _first(findings.leakage.leaks)
         ),
         near_duplicates=None if findings.near is None else _count_near(findings.near, len(collection)),
         warnings=tuple(_warnings(findings, parts, len(conflicts))),

@@ -112,13 +112,14 @@ def _draw(collection: Collection, rows: Sequence[Sequence[Cell]], num_lines: int
 
 
 def _small(source: Subset, number: int) -> Image.Image:
-    """The whole picture in a square; one that has become unreadable meanwhile is a grey square."""
+    """The whole picture in a square, pixels of small ones as squares; a grey one where it has become unreadable."""
     try:
         image = source.read(number)
     except UnreadableImage:
         return Image.new("RGB", (_SIDE_PX, _SIDE_PX), _MISSING)
     image.thumbnail((_SIDE_PX, _SIDE_PX))
-    return image
+    times = _SIDE_PX // max(image.size)
+    return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
 def _write_lines(draw: ImageDraw.ImageDraw, font: Font, lines: Iterable[str], left: int, top: int) -> None:
