@@ -1,6 +1,7 @@
 """`patchssl data inspect`: what is in a data set before anyone trains on it."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,16 +18,19 @@ from patchssl.cli.bundles import (
 from patchssl.cli.features import compute_features
 from patchssl.cli.image_progress import image_progress
 from patchssl.cli.inspection_report import render
+from patchssl.cli.interrupts import Stopped, StopWish, stop_by_signal
 from patchssl.cli.logs import configure_logging
 from patchssl.cli.options import format_option, quiet_option, seed_option
-from patchssl.cli.processes import evaluation_process, runs_alone
+from patchssl.cli.processes import runs_alone
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from patchssl.backbones import Backbone
     from patchssl.data.inspection.collection import Collection
-    from patchssl.data.inspection.duplicates import Duplicates
-    from patchssl.data.inspection.facts import Facts
     from patchssl.data.inspection.near import NearPairs
+    from patchssl.data.inspection.report import Findings
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +79,6 @@ _OF_OUTPUT = ("overwrite", "sheet_images")
 @format_option()
 @quiet_option()
 @click.pass_context
-@evaluation_process()
 def inspect(
     context: click.Context,
     data: str,
@@ -110,27 +113,19 @@ def inspect(
     configure_logging(quiet=quiet)
     _check_usage(context, model, output, model_options)
 
-    from patchssl.data.inspection.collection import open_collection
-    from patchssl.data.inspection.duplicates import find_duplicates
-    from patchssl.data.inspection.leakage import find_leakage
-    from patchssl.data.inspection.reading import read_facts
-    from patchssl.data.inspection.report import Findings, make_report
+    from patchssl.data.inspection.report import make_report
     from patchssl.data.inspection.writing import refuse_folder, write_report
 
-    if output is not None:
-        refuse_folder(output, overwrite=overwrite)
-    collection = open_collection(data)
-    backbone = None if model is None else model_options.load(model, device=compute.device, seed=seed)
-    with image_progress("images", len(collection), quiet=quiet) as progress:
-        facts = read_facts(collection.source, workers=compute.workers, on_images=progress)
-    duplicates = find_duplicates(facts)
-    near = None if backbone is None else _near(collection, facts, duplicates, backbone, threshold, compute, quiet)
-    findings = Findings(collection, facts, duplicates, near, find_leakage(collection, duplicates, near))
-    report = make_report(findings, view_size_px=view_size)
-    if output is not None:
-        write_report(output, report, findings, overwrite=overwrite, num_drawn=sheet_images, seed=seed)
-        _log.info("written to %s", output)
-    click.echo(render(report, output_format))
+    with stop_by_signal() as wish, wish.at_once("stopping at once; nothing is written"):
+        if output is not None:
+            refuse_folder(output, overwrite=overwrite)
+        backbone = None if model is None else model_options.load(model, device=compute.device, seed=seed)
+        findings = _inspect(data, backbone, threshold, compute, wish, quiet)
+        report = make_report(findings, view_size_px=view_size)
+        if output is not None:
+            write_report(output, report, findings, overwrite=overwrite, num_drawn=sheet_images, seed=seed)
+            _log.info("written to %s", output)
+        click.echo(render(report, output_format))
 
 
 def _check_usage(context: click.Context, model: str | None, output: Path | None, model_options: ModelOptions) -> None:
@@ -144,35 +139,50 @@ def _check_usage(context: click.Context, model: str | None, output: Path | None,
         model_options.check(model)
 
 
+def _inspect(
+    data: str, backbone: "Backbone | None", threshold: float, compute: ComputeOptions, wish: StopWish, quiet: bool
+) -> "Findings":
+    from patchssl.data.inspection.collection import open_collection
+    from patchssl.data.inspection.duplicates import find_duplicates, pictures_of
+    from patchssl.data.inspection.leakage import find_leakage
+    from patchssl.data.inspection.reading import read_facts
+    from patchssl.data.inspection.report import Findings
+
+    collection = open_collection(data)
+    with image_progress("images", len(collection), quiet=quiet) as progress:
+        facts = read_facts(collection.source, workers=compute.workers, on_images=_heeding(wish, progress))
+    duplicates = find_duplicates(facts)
+    near = None
+    if backbone is not None:
+        near = _near(collection, pictures_of(facts, duplicates), backbone, threshold, compute, wish, quiet)
+    return Findings(collection, facts, duplicates, near, find_leakage(collection, duplicates, near))
+
+
 def _near(
     collection: "Collection",
-    facts: "Facts",
-    duplicates: "Duplicates",
+    pictures: "NDArray[np.int64]",
     backbone: "Backbone",
     threshold: float,
     compute: ComputeOptions,
+    wish: StopWish,
     quiet: bool,
 ) -> "NearPairs":
-    """Near-duplicates among the pictures that differ at all."""
+    """Near-duplicates among pictures that differ, given by their places in the collection."""
     import numpy as np
 
-    from patchssl.data.inspection.duplicates import pictures_of
     from patchssl.data.inspection.near import NearPairs
     from patchssl.data.inspection.subset import Subset
     from patchssl.evaluate.search.near_duplicates import similar_pairs
 
-    pictures = pictures_of(facts, duplicates)
-    if not len(pictures):
-        empty = np.empty(0, np.int64)
-        return NearPairs(backbone.spec, threshold, empty, empty, np.empty(0, np.float32), 0, None, 0)
-    subset = Subset(collection.source, pictures)
-    features = compute_features({"pictures": subset}, backbone, ["cls"], compute=compute, quiet=quiet)["pictures"][
-        "cls"
-    ]
-    assert features.ids is not None
-    places = features.ids.astype(np.int64)
-    with image_progress("comparing pictures", len(places), quiet=quiet) as progress:
-        pairs = similar_pairs(features.features, threshold, device=compute.device, on_rows=progress)
+    places, features = np.empty(0, np.int64), np.empty((0, 1), np.float32)
+    if len(pictures):
+        subset = Subset(collection.source, pictures)
+        computed = compute_features({"different": subset}, backbone, ["cls"], compute=compute, quiet=quiet)
+        found = computed["different"]["cls"]
+        assert found.ids is not None
+        places, features = found.ids.astype(np.int64), found.features
+    with image_progress("pictures compared", len(places), quiet=quiet) as progress:
+        pairs = similar_pairs(features, threshold, device=compute.device, on_rows=_heeding(wish, progress))
     return NearPairs(
         spec=backbone.spec,
         threshold=threshold,
@@ -183,3 +193,14 @@ def _near(
         above=pairs.above,
         num_compared=len(places),
     )
+
+
+def _heeding(wish: StopWish, progress: Callable[[int], None]) -> Callable[[int], None]:
+    """Progress that also stops for a signal of which Python lost the exception, as it does while a process forks."""
+
+    def show(num: int) -> None:
+        if wish():
+            raise Stopped
+        progress(num)
+
+    return show

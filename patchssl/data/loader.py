@@ -165,9 +165,13 @@ def iterate(batches: Steps[Made], *, first_step: int, workers: int, pin_memory: 
         worker_init_fn=leave_signals_to_the_main_process,
     )
     others = set(multiprocessing.active_children())
-    with _signals_held():
-        made = iter(loader)
-    return _handed_on(made, set(multiprocessing.active_children()) - others)
+    try:
+        with _signals_held():
+            made = iter(loader)
+        return _handed_on(made, set(multiprocessing.active_children()) - others)
+    except BaseException:
+        _let_end(set(multiprocessing.active_children()) - others)
+        raise
 
 
 def _handed_on(made: Iterator[Any], workers: set[BaseProcess]) -> Generator[Any, None, None]:
@@ -178,12 +182,19 @@ def _handed_on(made: Iterator[Any], workers: set[BaseProcess]) -> Generator[Any,
                 raise batch
             yield batch
     finally:
-        # The loader waits for one worker after another, as long as each takes for what it is making, which nobody wants
-        # any more. Ended at once, one could leave half a message to the thread that pins memory.
-        if workers:
-            timer = threading.Timer(_LET_END_S, _end_those_left, [workers])
-            timer.daemon = True
-            timer.start()
+        _let_end(workers)
+
+
+def _let_end(workers: set[BaseProcess]) -> None:
+    """End workers that have not ended in a while.
+
+    The loader waits for one worker after another, as long as each takes for what it is making, which nobody wants any
+    more. Ended at once, one could leave half a message to the thread that pins memory.
+    """
+    if workers:
+        timer = threading.Timer(_LET_END_S, _end_those_left, [workers])
+        timer.daemon = True
+        timer.start()
 
 
 @contextmanager

@@ -370,6 +370,26 @@ def test_signals_end_it_at_once(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_signal_that_python_lost_ends_it_after_the_next_images(
+    odd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Losing:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)  # where the handler runs, whose exception goes nowhere
+
+    def losing(*arguments: Any, **options: Any) -> None:
+        Losing()
+        write_facts(*arguments, **options)
+
+    monkeypatch.setattr("patchssl.data.inspection.reading.write_facts", losing)
+    assert main(["data", "inspect", str(odd), "--workers", "0", "--output", str(tmp_path / "report")]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "SIGTERM: stopping at once" in err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def pictures() -> NDArray[np.uint8]:
     """Sixty pictures of which many are equal."""
