@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable
@@ -225,6 +226,25 @@ def test_without_labels_and_parts(tmp_path: Path, capsys: pytest.CaptureFixture[
     out = capsys.readouterr().out
     assert "labels          no" in out
     assert "in several classes" not in out
+
+
+def test_cifar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flat = np.random.default_rng(0).integers(0, 256, (7, 3072), dtype=np.uint8)
+    for number in range(1, 6):
+        batch = {b"data": flat[number - 1 : number], b"labels": [number % 2]}
+        (tmp_path / f"data_batch_{number}").write_bytes(pickle.dumps(batch))
+    (tmp_path / "test_batch").write_bytes(pickle.dumps({b"data": flat[[5, 2, 6, 3]], b"labels": [0, 1, 1, 1]}))
+    (tmp_path / "batches.meta").write_bytes(pickle.dumps({b"label_names": [b"cat", b"dog"]}))
+    found = inspected(capsys, tmp_path)
+    assert [part["classes"] for part in found["parts"]] == [{"cat": 2, "dog": 3}, {"cat": 1, "dog": 3}]
+    assert found["kinds"]["formats"] == {"array": 9}
+    assert found["num_bytes"] == 9 * 3072
+    (leak,) = found["leakage"]
+    assert (leak["parts"], leak["num_same_file"], leak["num_disagreeing"]) == (["train", "test"], 2, 1)
+    assert [named["other"] for named in found["leaking"]] == [
+        {"image": "test/00001", "label": "dog"},
+        {"image": "test/00003", "label": "dog"},
+    ]
 
 
 def test_all_unreadable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
