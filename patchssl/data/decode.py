@@ -2,12 +2,12 @@
 
 import os
 import re
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,22 +58,14 @@ def file_content(path: str | os.PathLike[str]) -> bytes:
     """Read a file.
 
     Raises:
-        UnreadableImage: it is missing, cannot be opened, or is no file, as a pipe is not.
+        UnreadableImage: it is missing or cannot be opened.
     """
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UnreadableImage(str(path), "is no regular file")
-            return file.read()
+        return Path(path).read_bytes()
     except OSError as error:
         raise UnreadableImage(str(path), error.strerror or "cannot be opened") from None
     except ValueError as error:  # a name that no file can have
         raise UnreadableImage(str(path), f"cannot be opened: {error}") from None
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; a pipe, too, without waiting for someone who writes to it."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def decode(content: bytes, name: str, *, apply_exif: bool) -> Image.Image:

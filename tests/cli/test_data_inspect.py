@@ -254,13 +254,15 @@ def test_all_unreadable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (photos / f"{number:02d}.jpg").write_bytes(b"not an image")
     (photos / "gone.jpg").symlink_to(photos / "nowhere")
     os.mkfifo(photos / "pipe.jpg")
+    (photos / "endless.jpg").symlink_to("/dev/zero")
     found = inspected(capsys, photos, "--output", output)
-    assert (found["num_images"], found["num_unreadable"], found["sizes"]) == (42, 42, None)
+    assert (found["num_images"], found["num_unreadable"], found["sizes"]) == (43, 43, None)
     assert found["same_file"]["num_groups"] == 0
     assert found["warnings"] == ["no image can be read"]
     rows = {row["image"]: row["reason"] for row in table(output / "unreadable.csv")}
-    assert len(rows) == 42
+    assert len(rows) == 43
     assert (rows["gone.jpg"], rows["pipe.jpg"]) == ("No such file or directory", "is no regular file")
+    assert rows["endless.jpg"] == "is no regular file"
     assert not (output / "contact_sheet.jpg").exists()
     near = inspected(capsys, photos, "--model", "floor:raw-pixels")["near_duplicates"]
     assert (near["num_compared"], near["num_pairs"]) == (0, 0)

@@ -1,11 +1,13 @@
 """Every image of a source, read once and decoded once by worker processes."""
 
+import os
+import stat
 from collections.abc import Callable
 
 import numpy as np
 
 from patchssl.data.decode import UnreadableImage
-from patchssl.data.images import StoredSource
+from patchssl.data.images import FileSource, StoredSource
 from patchssl.data.inspection.facts import FACTS, Facts, unreadable, write_facts
 from patchssl.data.loader import iterate
 
@@ -48,8 +50,25 @@ class _Blocks:
         table, reasons = np.zeros(len(images), FACTS), dict[int, str]()
         for place, index in enumerate(images):
             try:
+                _refuse_special(self.source, index)
                 stored = self.source.fetch(index)
                 write_facts(table[place], stored, self.source.where(index), apply_exif=self.source.apply_exif)
             except UnreadableImage as error:
                 reasons[index] = unreadable(error)
         return Facts(table, reasons)
+
+
+def _refuse_special(source: StoredSource, index: int) -> None:
+    """Refuse pipes and devices with the name of an image, which may have no end or never begin.
+
+    Raises:
+        UnreadableImage: it is one.
+    """
+    if not isinstance(source, FileSource):
+        return
+    try:
+        mode = os.stat(source.root / source.ids[index]).st_mode  # noqa: PTH116 - a third of the time for many files
+    except (OSError, ValueError):
+        return  # reading says why
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise UnreadableImage(source.where(index), "is no regular file")
