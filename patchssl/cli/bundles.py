@@ -160,13 +160,17 @@ def model_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def compute_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Options of how images become features, from `--device` to `--no-cache`, as `compute: ComputeOptions`."""
+    return bundle(function, (*_computing(), *cache_options()), "compute", _compute_cached)
 
-    def make(cache: Path, no_cache: bool, **values: Any) -> ComputeOptions:
-        if no_cache and is_given(click.get_current_context(), "cache"):
-            raise click.UsageError("--cache and --no-cache contradict each other; give one of them")
-        return _compute(cache=None if no_cache else cache, **values)
 
-    return bundle(function, (*_computing(), *cache_options()), "compute", make)
+def lenient_compute_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same without `--max-bad-fraction`, for what lists unreadable images however many they are."""
+    return bundle(
+        function,
+        (*_computing()[:-1], *cache_options()),
+        "compute",
+        functools.partial(_compute_cached, max_bad_fraction=1.0),
+    )
 
 
 def uncached_compute_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -188,6 +192,12 @@ def _computing() -> tuple[Callable[..., Any], ...]:
             help="Unreadable images are left out and listed; above this fraction they are an error.",
         ),
     )
+
+
+def _compute_cached(cache: Path, no_cache: bool, **values: Any) -> ComputeOptions:
+    if no_cache and is_given(click.get_current_context(), "cache"):
+        raise click.UsageError("--cache and --no-cache contradict each other; give one of them")
+    return _compute(cache=None if no_cache else cache, **values)
 
 
 def _compute(device: str, **values: Any) -> ComputeOptions:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from patchssl.cli.data_inspect import inspect
 from patchssl.cli.logs import configure_logging
 from patchssl.cli.options import quiet_option, seed_option, workers_option
 
@@ -18,6 +19,9 @@ _log = logging.getLogger(__name__)
 @click.group()
 def data() -> None:
     """Make and look at data sets."""
+
+
+data.add_command(inspect)
 
 
 @data.command()

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from patchssl.data.at_work import Notes
 from patchssl.data.worker_deaths import Workers, started_since
-from patchssl.data.worker_signals import leave_signals_to_the_main_process
+from patchssl.data.worker_signals import leave_signals_to_the_main_process, signals_held
 from patchssl.errors import PatchsslError, UnforeseenError
 
 Made = TypeVar("Made")
@@ -64,10 +64,15 @@ def made_ahead(
     )
     others = set(multiprocessing.active_children())
     before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
-    made = iter(loader)
-    started = Workers(started_since(others), notes)
-    started.watch(before)
-    return _handed_on(made, len(places), started)
+    try:
+        with signals_held():
+            made = iter(loader)
+        started = Workers(started_since(others), notes)
+        started.watch(before)
+        return _handed_on(made, len(places), started)
+    except BaseException:
+        _let_end(started_since(others))
+        raise
 
 
 def _handed_on(made: Iterator[Any], num: int, workers: Workers) -> Generator[Any, None, None]:
@@ -83,12 +88,19 @@ def _handed_on(made: Iterator[Any], num: int, workers: Workers) -> Generator[Any
         next(made, None)
     finally:
         workers.unwatch()
-        # The loader waits for one worker after another, as long as each takes for what it is making, which nobody wants
-        # any more. Ended at once, one could leave half a message to the thread that pins memory.
-        if workers.processes:
-            timer = threading.Timer(_LET_END_S, _end_those_left, [workers.processes])
-            timer.daemon = True
-            timer.start()
+        _let_end(workers.processes)
+
+
+def _let_end(workers: Sequence[BaseProcess]) -> None:
+    """End workers that have not ended in a while.
+
+    The loader waits for one worker after another, as long as each takes for what it is making, which nobody wants any
+    more. Ended at once, one could leave half a message to the thread that pins memory.
+    """
+    if workers:
+        timer = threading.Timer(_LET_END_S, _end_those_left, [workers])
+        timer.daemon = True
+        timer.start()
 
 
 def _end_those_left(workers: Sequence[BaseProcess]) -> None:

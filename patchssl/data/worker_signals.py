@@ -5,12 +5,26 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 
 # How often a worker looks whether the main process is there.
 _LOOK_EVERY_S = 1.0
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait: a worker is born into this, and so not ended before it leaves them to its parent."""
+    if not hasattr(signal, "sigtimedwait"):
+        yield  # there workers have no other way to learn of a SIGTERM that is meant for them
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:

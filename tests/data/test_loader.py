@@ -1,6 +1,8 @@
 """Training batches: everything follows from seed and step, and bad images are left out, counted and told."""
 
+import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -14,6 +16,7 @@ from PIL import Image
 
 from patchssl.config import ViewsConfig
 from patchssl.cutting import ViewsByWorkers
+from patchssl.data import made_ahead, worker_signals
 from patchssl.data.decode import UnreadableImage
 from patchssl.data.images import ArraySource
 from patchssl.data.loader import BadImages, Loaded, TrainingBatches, iterate
@@ -289,6 +292,23 @@ print("done", flush=True)
 def test_a_worker_left_behind_by_an_error_does_not_keep_python_from_exiting() -> None:
     done = subprocess.run([sys.executable, "-c", LEFT_BEHIND], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "done\n")
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="workers there end by any SIGTERM")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_for_all_does_not_end_a_worker_that_is_just_starting(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_signals = worker_signals.leave_signals_to_the_main_process
+
+    def late(worker: int) -> None:
+        os.kill(os.getpid(), number)
+        leave_signals(worker)
+
+    monkeypatch.setattr(made_ahead, "leave_signals_to_the_main_process", late)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert list(iterate(range(5), first_step=0, workers=2, pin_memory=False)) == [0, 1, 2, 3, 4]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
 
 
 def test_a_batch_that_nobody_fetches_any_more_is_no_news() -> None:

@@ -14,7 +14,7 @@ from patchssl.data.cache.locks import Held, trying_lock
 from patchssl.data.cache.shard import Shards
 from patchssl.data.cache.shrinking import ShrunkImages
 from patchssl.data.cache.writing import Written, cannot_keep, write_missing
-from patchssl.data.made_ahead import leave_signals_to_the_main_process
+from patchssl.data.worker_signals import leave_signals_to_the_main_process
 from patchssl.errors import DataError
 
 logger = logging.getLogger(__name__)

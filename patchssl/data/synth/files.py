@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,23 +42,26 @@ def save(drawing: Drawing, folder: Path) -> None:
 
 
 @contextmanager
-def whole_folder(output: Path) -> Iterator[Path]:
+def whole_folder(output: Path, *, replaceable: Collection[str] = ()) -> Iterator[Path]:
     """Give a temporary folder whose content becomes that of `output` when the block ends without an error.
 
     Args:
         output: a folder that does not exist or is empty. A new one appears complete, by one renaming; into one that
             exists, and may be a mount point or the current folder, the entries move when all are complete.
+        replaceable: names of entries, files, that may be in it already and then give way.
 
     Raises:
-        DataError: `output` is a file, or a folder with something in it, or it cannot be written.
+        DataError: `output` is a file, or a folder with something else in it, or it cannot be written.
     """
-    refuse_occupied(output)
+    refuse_occupied(output, replaceable=replaceable)
     exists = output.is_dir()
     partial = output / f".partial-{os.getpid()}" if exists else output.parent / f".{output.name}.partial-{os.getpid()}"
     try:
         partial.mkdir(parents=True)
         yield partial
         if exists:
+            for name in replaceable:
+                (output / name).unlink(missing_ok=True)
             for entry in sorted(partial.iterdir()):
                 entry.rename(output / entry.name)
         else:
@@ -72,14 +75,21 @@ def whole_folder(output: Path) -> Iterator[Path]:
         _remove(partial)
 
 
-def refuse_occupied(output: Path) -> None:
-    """Raise DataError unless `output` is free to become a new folder."""
+def refuse_occupied(output: Path, *, replaceable: Collection[str] = (), hint: str = "") -> None:
+    """Raise DataError unless `output` is free to become a new folder.
+
+    Args:
+        output: the folder.
+        replaceable: names of files that do not count.
+        hint: what else to do, besides another folder.
+    """
     if output.is_dir():
-        num_entries = sum(1 for _ in output.iterdir())
-        if num_entries:
+        others = [entry for entry in output.iterdir() if entry.name not in replaceable or entry.is_dir()]
+        if others:
+            told = f", such as {min(others).name!r}, that are no part of what is replaced" if replaceable else ""
             raise DataError(
-                f"{output} already exists and holds {num_entries} entries, which are left as they are. "
-                "Give a folder that is new or empty, or remove this one first."
+                f"{output} already exists and holds {len(others)} entries{told}, which are left as they are. "
+                f"Give a folder that is new or empty, or remove this one first{hint}."
             )
     elif output.exists() or output.is_symlink():
         raise DataError(f"{output} exists and is no folder. Give a folder that is new or empty.")
