@@ -136,9 +136,12 @@ def report_memory(config: "Config", setting: "Setting", *, num_local: int = 1) -
         num_local: processes that share this machine.
     """
     from patchssl.available_memory import device_memory, host_memory
+    from patchssl.data.worker_signals import signals_held
     from patchssl.memory import estimate
 
-    return MemoryReport(config, estimate(config, setting), num_local, device_memory(setting.device), host_memory())
+    with signals_held():  # an exception raised by a signal while torch hands an operation over ends the process
+        found = estimate(config, setting)
+    return MemoryReport(config, found, num_local, device_memory(setting.device), host_memory())
 
 
 def setting_of(config: "Config", images: "StoredSource", hardware: "Hardware", *, workers: int) -> "Setting":

@@ -47,7 +47,7 @@ NUM_KILLS, NUM_WHILE_SAVING, NUM_WHILE_STARTING = 20, 6, 3
 
 # Torch takes seconds to import; a process that has done so and does nothing else forks the command line for each start.
 # It answers each line, of arguments, a file for stderr and a limit for files, with the number of the process, and when
-# that ends with the exit code.
+# that ends with the exit code; each says which it is, since a code taken for a number would get signals sent to others.
 STARTER = """
 import gc, json, os, resource, signal, sys
 import torch
@@ -56,7 +56,7 @@ from patchssl.cli.main import main
 
 torch.set_num_threads(1)
 gc.freeze()
-print(os.getpid(), flush=True)
+print("started", os.getpid(), flush=True)
 for line in sys.stdin:
     arguments, told, limit = json.loads(line)
     number = os.fork()
@@ -70,8 +70,8 @@ for line in sys.stdin:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         code = main(arguments)
         os._exit(code)  # what Python clears away before its end takes it longer than all the rest
-    print(number, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]), flush=True)
+    print("started", number, flush=True)
+    print("ended", os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]), flush=True)
 """
 
 
@@ -83,7 +83,7 @@ class Starter:
         self._process = subprocess.Popen(
             [sys.executable, "-c", STARTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        assert self._answer() == self._process.pid
+        assert self._answer("started") == self._process.pid
 
     def start(self, arguments: list[str], limit: int | None = None) -> int:
         """Start the command line, with a limit for the size of files that it writes, in bytes.
@@ -94,18 +94,22 @@ class Starter:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([arguments, str(self.told), limit]) + "\n")
         self._process.stdin.flush()
-        return self._answer()
+        return self._answer("started")
 
     def wait(self) -> int:
         """The exit code of what was started, negative for the signal that ended it."""
-        return self._answer()
+        return self._answer("ended")
 
     def end(self) -> None:
         self._process.communicate(timeout=60)
 
-    def _answer(self) -> int:
+    def _answer(self, kind: str) -> int:
+        """The next answer of a kind; before it may stand the end of a process that a failed test did not wait for."""
         assert self._process.stdout is not None
-        return int(self._process.stdout.readline())
+        while line := self._process.stdout.readline().split():
+            if line[0] == kind:
+                return int(line[1])
+        raise AssertionError("what starts processes has ended")
 
 
 @pytest.fixture(scope="module")
