@@ -2,10 +2,10 @@
 
     python tests/benchmarks/bench_clock.py [--repeats 7] [--threads 2]
 
-Blocks of as many steps as there are between two lines of metrics.jsonl, with and without a clock, in turn and in one
-process; views are made beforehand. Two shares are told: of the time within the clock, as many of its stages as there
-are in a step taken by themselves, beside that of the step; and of what blocks with the clock take longer than those
-without, which varies far more. Medians. Where there is a GPU, its clock as well: what it costs the processor.
+Blocks of ten steps with and without a clock, in turn and in one process; views are made beforehand. Two shares are
+told: of the time within the clock, as many of its stages as there are in a step taken by themselves, beside that of the
+step; and of what blocks with the clock take longer than those without, which varies far more. Medians. Where there is a
+GPU, its clock as well: what it costs the processor.
 
 Exits with 1 where the first is 0.1 % or more on the CPU.
 """
@@ -23,7 +23,7 @@ from step_forms import OurForm, ours
 from patchssl.stage_clock import UNTIMED, StageClock, Stages, clock_of
 
 MOST_SHARE = 0.001
-_CALLS = 20_000
+_CALLS, _NUM_STEPS = 20_000, 10
 
 
 class Counted:
@@ -72,17 +72,16 @@ def block(form: OurForm, num_steps: int, clock: Stages) -> float:
 
 def shares(form: OurForm, repeats: int, device: str) -> tuple[float, int, float, float]:
     """Median seconds of a step, its stages, their share in it, share of what timed blocks take longer."""
-    num_steps = form.networks.config.log.every_steps
     counted = Counted()
     block(form, 1, counted)
     clock = clock_of(device)
     timed, plain = [], []
     for _ in range(repeats):
-        timed.append(block(form, num_steps, clock))
-        plain.append(block(form, num_steps, UNTIMED))
+        timed.append(block(form, _NUM_STEPS, clock))
+        plain.append(block(form, _NUM_STEPS, UNTIMED))
     # What is not done here: waiting, and moving two groups of views.
     num_stages = counted.num_stages + 3
-    step = statistics.median(plain) / num_steps
+    step = statistics.median(plain) / _NUM_STEPS
     return (
         step,
         num_stages,
