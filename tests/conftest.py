@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,20 @@ def pytest_configure(config: pytest.Config) -> None:
     """One thread for each of as many processes as there are cores, before any test imports torch."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Write out bytes of file names that are no text in what a test has said; between processes goes only text."""
+    report = yield
+    report.sections = [(name, _as_text(said)) for name, said in report.sections]
+    if report.failed and _as_text(told := str(report.longrepr)) != told:
+        report.longrepr = _as_text(told)
+    return report
+
+
+def _as_text(said: str) -> str:
+    return said.encode(errors="backslashreplace").decode()
 
 
 @pytest.fixture(autouse=True)

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from patchssl.atomic import replacing
-from patchssl.data.shards.names import PackedNames
 from patchssl.data.shards.shard import Shard
 from patchssl.data.shards.tar_index import TarIndex
+from patchssl.names import Names
 from patchssl.user_cache import user_cache
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 
 
 class KeptIndexes:
@@ -68,7 +68,7 @@ def _to_bytes(index: TarIndex, shard: Shard) -> bytes:
     np.savez(
         file,
         about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8),
-        names=np.frombuffer(index.names.packed, dtype=np.uint8),
+        names=np.frombuffer(index.names.text, dtype=np.uint8),
         ends=index.names.ends,
         offsets=index.offsets,
         sizes=index.sizes,
@@ -79,7 +79,7 @@ def _to_bytes(index: TarIndex, shard: Shard) -> bytes:
 def _from_bytes(content: bytes, shard: Shard) -> TarIndex:
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         about = json.loads(arrays["about"].tobytes())
-        names = PackedNames(arrays["names"].tobytes(), arrays["ends"])
+        names = Names(arrays["names"].tobytes(), arrays["ends"])
         offsets, sizes = arrays["offsets"], arrays["sizes"]
     if about["key"] != _digest(shard):
         raise ValueError("it is of another file")

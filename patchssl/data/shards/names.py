@@ -1,52 +1,10 @@
-"""Names of very many images without an object for each."""
+"""Names of the images in shards, without an object for each."""
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import overload
 
 import numpy as np
-from numpy.typing import NDArray
-
-
-class PackedNames(Sequence[str]):
-    """Names in one piece of memory, as bytes of file names."""
-
-    def __init__(self, packed: bytes, ends: NDArray[np.int64]) -> None:
-        """Keep both.
-
-        Args:
-            packed: all names, one after another.
-            ends: (M,) where each ends.
-        """
-        self.packed, self.ends = packed, ends
-
-    @classmethod
-    def of(cls, names: Sequence[str]) -> "PackedNames":
-        """Pack names."""
-        parts = [name.encode(errors="surrogateescape") for name in names]
-        return cls(b"".join(parts), np.cumsum([len(part) for part in parts], dtype=np.int64))
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        number = range(len(self))[index]
-        start = int(self.ends[number - 1]) if number else 0
-        return self.packed[start : int(self.ends[number])].decode(errors="surrogateescape")
-
-    def __iter__(self) -> Iterator[str]:
-        start = 0
-        for end in self.ends.tolist():
-            yield self.packed[start:end].decode(errors="surrogateescape")
-            start = end
 
 
 class RowNames(Sequence[str]):

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchssl.data.decode import IMAGE_SUFFIXES
-from patchssl.data.shards.names import PackedNames
 from patchssl.errors import DataError
+from patchssl.names import Names
 
 #: In place of a size: what stands under the name cannot be read at all, for the reason in `lost`.
 LOST = -1
@@ -45,7 +45,7 @@ class TarIndex:
         told: what else there is to say of it, with an example each: kind → (how many, example).
     """
 
-    names: PackedNames
+    names: Names
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
     lost: str = ""
@@ -114,7 +114,7 @@ class _Scan:
                 ", ".join(f"{num} {kind}" for kind, num in self._kinds.most_common(4)),
             )
         offsets, sizes = (np.array(values, dtype=np.int64) for values in (self._offsets, self._sizes))
-        return TarIndex(PackedNames.of(self._names), offsets, sizes, lost, self._told)
+        return TarIndex(Names.of(self._names), offsets, sizes, lost, self._told)
 
     def _opened(self) -> tarfile.TarFile:
         start = self._file.read(_BLOCK)

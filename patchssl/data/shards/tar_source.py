@@ -81,7 +81,7 @@ class TarSource:
         digest = hashlib.sha256()
         for shard, names in zip(self._shards, self._names, strict=True):
             digest.update(f"{shard.name}\0{shard.size}\0".encode(errors="surrogateescape"))
-            digest.update(names.packed + names.ends.astype("<i8").tobytes())
+            digest.update(names.text + names.ends.astype("<i8").tobytes())
         digest.update(self._sizes.astype("<i8").tobytes())
         return digest.hexdigest()
 
