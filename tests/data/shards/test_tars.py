@@ -218,7 +218,7 @@ def test_a_cache_folder_that_cannot_be_written_is_told_once(
     monkeypatch.setenv("PATCHSSL_CACHE", str(tmp_path / "file"))
     assert len(open_unlabelled(shards)) == 70
     assert len([record for record in caplog.records if "cannot be kept" in record.getMessage()]) == 1
-    assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
+    assert {record.levelname for record in caplog.records} == {"INFO"}
 
     def fails(path: Path) -> Iterator[Path]:
         raise OSError(28, "No space left on device")
