@@ -35,6 +35,7 @@ def config(teacher: list[float] | None = None, **train: Any) -> Config:
     heads = {"head_hidden": 16, "head_bottleneck": 8, "cls_prototypes": 12, "patch_prototypes": 10}
     return parse_config(
         {
+            "data": {"division": "views"},
             "views": {"global_size": 16, "local_size": 8, "num_local": 2},
             "photometric": {"patch_probability": [0.5, 0.5, 0.5], "teacher_patch_probability": teacher},
             "model": model | heads,

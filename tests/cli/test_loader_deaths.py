@@ -17,6 +17,7 @@ from patchssl.cli.main import main
 from patchssl.data.images import FileSource, Stored
 
 SETTINGS = {
+    "data.division": "views",  # small images are kept decoded otherwise
     "views.global_size": 16,
     "views.local_size": 8,
     "views.num_local": 1,

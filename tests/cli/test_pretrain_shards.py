@@ -15,6 +15,7 @@ from PIL import Image
 from patchssl.cli.main import main
 
 SETTINGS = (
+    "data.division=views "
     "views.global_size=16 views.local_size=8 views.num_local=2 model.arch=vit_tiny_patch16_224 model.patch_size=8 "
     "model.width=16 model.depth=1 model.num_heads=2 model.head_hidden=16 model.head_bottleneck=8 "
     "model.cls_prototypes=12 model.patch_prototypes=8 train.batch_size=4 train.precision=fp32 train.device=cpu "

@@ -215,7 +215,7 @@ def test_a_file_that_is_being_decoded_is_named(tmp_path: Path, monkeypatch: pyte
 
     for number in range(3):
         Image.fromarray(PIXELS[number]).save(tmp_path / f"a b\n{number}é.png")
-    monkeypatch.setattr("patchssl.data.decode.to_rgb", lambda image: os.kill(os.getpid(), signal.SIGSEGV))
+    monkeypatch.setattr("patchssl.data.decode._is_plain_rgb", lambda image: os.kill(os.getpid(), signal.SIGSEGV))
     with pytest.raises(LoaderError) as caught:
         list(iterate(batches(open_unlabelled(tmp_path)), first_step=0, workers=1, pin_memory=False))  # type: ignore[arg-type]
     assert f"was killed by SIGSEGV while it decoded {tmp_path}/a b\n" in str(caught.value)
