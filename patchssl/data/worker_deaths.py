@@ -10,6 +10,8 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, TypeVar
 
+from torch.utils.data._utils import signal_handling
+
 from patchssl.data.at_work import Notes
 from patchssl.errors import LoaderError
 
@@ -18,7 +20,6 @@ Made = TypeVar("Made")
 # How long a worker that has let go of its files may take until its end can be seen.
 _SEEN_WITHIN_S = 1.0
 _KILLED_WITHIN_S = 5.0
-_TORCH_HANDLERS = "torch.utils.data._utils.signal_handling"
 
 _BY_SIGNAL = {
     "SIGKILL": "so a system ends processes when memory runs out: take fewer --workers or a smaller --batch-size",
@@ -93,7 +94,7 @@ class Workers:
         """The end of a child, of this loader or another."""
         if os.getpid() != self._pid:
             return
-        if callable(self._before) and getattr(self._before, "__module__", "") != _TORCH_HANDLERS:
+        if callable(self._before) and getattr(self._before, "__module__", "") != signal_handling.__name__:
             self._before(number, frame)
         if self._is_waiting and self._dead():
             raise _DeathSeen
@@ -126,6 +127,10 @@ class Workers:
             process.join(_KILLED_WITHIN_S)
         # Torch has no other way to be told that there is nothing to shut down any more.
         made._shutdown = True
+        if made._worker_pids_set:
+            # Else the next loader would be refused if it came to lie where this one did.
+            signal_handling._remove_worker_pids(id(made))
+            made._worker_pids_set = False
         if hasattr(made, "_pin_memory_thread_done_event"):
             made._pin_memory_thread_done_event.set()
 
