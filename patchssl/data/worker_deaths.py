@@ -129,7 +129,7 @@ class Workers:
         made._shutdown = True
         if made._worker_pids_set:
             # Else the next loader would be refused if it came to lie where this one did.
-            signal_handling._remove_worker_pids(id(made))
+            signal_handling._remove_worker_pids(id(made))  # type: ignore[attr-defined]
             made._worker_pids_set = False
         if hasattr(made, "_pin_memory_thread_done_event"):
             made._pin_memory_thread_done_event.set()
