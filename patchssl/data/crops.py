@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from patchssl.data.at_work import note
 from patchssl.data.decode import UnreadableImage
 from patchssl.data.images import ImageSource
 from patchssl.data.made_ahead import made_ahead
@@ -68,6 +69,7 @@ class _Batches(Dataset[CropBatch]):
         crops: list[Tensor] = []
         unreadable: list[tuple[int, str, str]] = []
         for index in places:
+            note(f"read {self.source.location}: {self.source.ids[index]}")
             try:
                 crops.append(self.crop(self.source.read(index)))
             except UnreadableImage as error:

@@ -148,7 +148,7 @@ class _Reported(Dataset[Any]):
                 return _Raised(error)
             except Exception as error:
                 at = self._notes.of(pid)
-                told = f"{type(error).__name__}: {error}" + (f" (while it {at})" if at else "")
+                told = ": ".join(filter(None, (type(error).__name__, str(error)))) + (f" (while it {at})" if at else "")
                 kind = MemoryError if isinstance(error, MemoryError) else UnforeseenError
                 trace = "".join(traceback.format_exception(error))
                 return _Raised(kind(told), error if worker is None else trace)

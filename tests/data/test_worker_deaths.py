@@ -227,7 +227,7 @@ def test_evaluations_and_copies_tell_the_same() -> None:
         raise AssertionError
 
     source = ArraySource(PIXELS, NAMES, None, (), "whole", "memory")
-    with pytest.raises(LoaderError, match="was killed by SIGSEGV while it "):
+    with pytest.raises(LoaderError, match=r"was killed by SIGSEGV while it read memory: 0\.png; "):
         list(read_crops(source, crop, [[0], [1]], num_workers=1, pin_memory=False))
     with pytest.raises(LoaderError, match="ended with exit code 3 while it "):
         list(in_order(lambda number: os._exit(3), 4, workers=1))
