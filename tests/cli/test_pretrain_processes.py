@@ -152,7 +152,7 @@ def test_a_signal_for_all_saves_once(
 ) -> None:
     run = tmp_path / "run"
     started = launch("pretrain", str(images), "--output", str(run), *TINY, *FOREVER, "--workers", "1")
-    started.wait_for(run / "checkpoints" / "latest")
+    started.wait_for(run / "metrics.jsonl")
     started.signal(number, 0)
     time.sleep(0.05)  # one of them may learn of it a step or more later
     started.signal(number, 1)
