@@ -12,6 +12,7 @@ from patchssl.errors import ConfigError
 from patchssl.photometric import PhotometricSettings, ViewNumbers, fill, normalise_
 from patchssl.stage_clock import UNTIMED, Stages
 from patchssl.structs import BatchViews, SampleKeys, ViewGroup
+from patchssl.workspace import Workspace
 
 # Streams of view v's geometry are v; those of its photometric parameters begin here.
 _FIRST_STREAM = 1 << 16
@@ -42,6 +43,7 @@ def prepare_views(
     device: torch.device,
     teacher_patch_probability: Sequence[float] | None = None,
     clock: Stages = UNTIMED,
+    workspace: Workspace | None = None,
 ) -> BatchViews:
     """Move the views of a batch to the device, augment and normalise them.
 
@@ -58,6 +60,7 @@ def prepare_views(
         teacher_patch_probability: of the teacher's copy of the first global view and of the others being in patch mode;
             None: the teacher sees the student's pixels.
         clock: told when pixels are moved.
+        workspace: holds the student's views, until they are asked for again; None: they are held by the caller alone.
 
     Raises:
         ConfigError: a probability is none, there are not two of them, or patch mode is possible and cells would not
@@ -65,11 +68,13 @@ def prepare_views(
         ValueError: there are not as many keys as images.
     """
     _check(groups, keys, settings, teacher_patch_probability)
+    workspace = workspace or Workspace()
     student, first_view, teacher = [], 0, None
     for number, group in enumerate(groups):
         with clock.stage("moving"):
             pixels = group.pixels.to(device, non_blocking=True).flatten(0, 1)  # (B * V, 3, side, side)
-        done = torch.empty_like(pixels, dtype=torch.promote_types(pixels.dtype, torch.float32))
+        dtype = torch.promote_types(pixels.dtype, torch.float32)
+        done = workspace.take(f"views {number}", *pixels.shape, like=pixels, dtype=dtype)
         parts = _parts(group, keys, settings[:2] if number == 0 else settings[2:], seed, first_view)
         for part in parts:
             patch_mode = part.numbers.in_patch_mode(part.settings.patch_probability)

@@ -39,6 +39,7 @@ def cut_views(images: list[NDArray[np.uint8]], plan: CropPlan) -> list[ViewGroup
     Returns:
         For each group of views pixels (B, V, 3, side, side) uint8 and boxes.
     """
+    images = [np.require(image, requirements="W") for image in images]  # torch takes no others
     reductions = plan.reductions.tolist()
     return [
         ViewGroup(_pixels(images, boxes, side, reductions), boxes)
@@ -61,7 +62,7 @@ def cut(image: NDArray[np.uint8], box: list[float], side: int) -> Tensor:
     """Resample a box of an image by antialiased bicubic interpolation, from the pixels that it touches alone.
 
     Args:
-        image: (h, w, 3) uint8.
+        image: (h, w, 3) uint8, not read only.
         box: top, left, height, width in pixels of it, fractions meant.
         side: of the result, px.
 
@@ -72,7 +73,7 @@ def cut(image: NDArray[np.uint8], box: list[float], side: int) -> Tensor:
     rows, columns = slice(int(top), ceil(top + height)), slice(int(left), ceil(left + width))
     touched = image[rows, columns]
     if touched.shape[:2] == (height, width):
-        pixels = torch.from_numpy(np.require(touched, requirements="W")).permute(2, 0, 1)[None]
+        pixels = torch.from_numpy(touched).permute(2, 0, 1)[None]
         # The kernel for bytes of images whose channels lie side by side is several times as fast as Pillow's.
         return functional.interpolate(pixels, (side, side), mode="bicubic", antialias=True)[0]
     edges = (left - columns.start, top - rows.start, left - columns.start + width, top - rows.start + height)

@@ -20,6 +20,7 @@ from patchssl.stochastic_depth import draw_factors, dropped_branches
 from patchssl.structs import BatchViews, SampleKeys, ViewGroup
 from patchssl.student_teacher import Answer, PartLoss, StudentTeacher
 from patchssl.updates import clip_gradients, weight_decay_groups
+from patchssl.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,9 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, fused=device != "mps")
         self._fabric_optimizer: Any = self.fabric.setup_optimizers(self.optimizer)
         self._student.train()
+        # A GPU's memory is kept by torch as it is.
+        on_cpu = engine.device.type == "cpu"
+        self._kept = [Workspace() if on_cpu else None for _ in range(self.config.train.accumulate)]
         self._settings = view_settings(self.config.photometric, self.config.model.patch_px)
 
     def step(self, decoded: Sequence[ViewGroup], keys: SampleKeys, values: StepValues) -> Outcome:
@@ -141,7 +145,7 @@ class Trainer:
         plans = [plan(groups, self.config) for groups, _ in cuts]
         num_pairs = ranks.summed(total_pairs(plans))
         with self._clock.stage("augmenting"):
-            views = [self.prepared(*cut) for cut in cuts]
+            views = [self._prepared(*cut, workspace) for cut, workspace in zip(cuts, self._kept, strict=True)]
         factors = [draw_factors(self._drop_rates, *cut, seed=self.config.train.seed) for cut in cuts]
         with self.fabric.autocast():
             answer = self.networks.answer(
@@ -217,6 +221,9 @@ class Trainer:
 
     def prepared(self, decoded: Sequence[ViewGroup], keys: SampleKeys) -> BatchViews:
         """The views of these samples as the networks see them."""
+        return self._prepared(decoded, keys, None)
+
+    def _prepared(self, decoded: Sequence[ViewGroup], keys: SampleKeys, workspace: Workspace | None) -> BatchViews:
         return prepare_views(
             decoded,
             keys,
@@ -225,6 +232,7 @@ class Trainer:
             device=self.fabric.device,
             teacher_patch_probability=self.config.photometric.teacher_patch_probability,
             clock=self._clock,
+            workspace=workspace,
         )
 
 

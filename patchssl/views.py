@@ -56,13 +56,12 @@ class MultiCrop:
         self, sizes: Tensor, keys: SampleKeys, first_view: int, num_views: int, scale: tuple[float, float]
     ) -> Boxes:
         drawn_for = keys.first() if self.views.shared_geometry else keys
-        numbers = torch.stack(
-            [
-                uniforms(self.seed, drawn_for, first_view + view, NUM_BOX_UNIFORMS + 1).expand(len(keys), -1)
-                for view in range(num_views)
-            ],
-            dim=1,
-        )  # (B, V, numbers)
+        num_drawn = len(drawn_for)
+        # All views at once: a draw costs as much as what it draws.
+        repeated = SampleKeys(drawn_for.epoch.repeat(num_views), drawn_for.index.repeat(num_views))
+        streams = torch.arange(first_view, first_view + num_views).repeat_interleave(num_drawn)
+        numbers = uniforms(self.seed, repeated, streams, NUM_BOX_UNIFORMS + 1).unflatten(0, (num_views, num_drawn))
+        numbers = numbers.transpose(0, 1).expand(len(keys), -1, -1)  # (B, V, numbers)
         height, width = sizes[:, None, 0].expand(-1, num_views), sizes[:, None, 1].expand(-1, num_views)
         corners = draw_boxes(numbers[..., :-1], height, width, scale=scale, ratio=self.views.ratio)
         return Boxes(corners, numbers[..., -1] < self.views.flip_probability)

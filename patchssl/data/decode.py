@@ -133,10 +133,10 @@ class OpenedImage:
             return to_rgb(self._loaded(reduction))
 
     def pixels(self, reduction: int = 1) -> NDArray[np.uint8]:
-        """The same as an array (h, w, 3)."""
+        """The same as an array (h, w, 3), which may be read only."""
         with _as_unreadable(self.name), _without_warnings(), self.image:
             image = self._loaded(reduction)
-            return np.array(image if _is_plain_rgb(image) else to_rgb(image))
+            return np.asarray(image if _is_plain_rgb(image) else to_rgb(image))
 
     def _loaded(self, reduction: int) -> Image.Image:
         note(f"decoded {self.name}")
