@@ -1,22 +1,20 @@
 """Images of which only a box is shown."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from patchssl.data.decode import MAX_PIXELS, UnreadableImage
 from patchssl.data.images import ImageSource
+from patchssl.data.wrapped import WrappedSource
 
 Box: TypeAlias = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class BoxedSource:
+class BoxedSource(WrappedSource):
     """The images of a source, each cut to its box right after it is decoded, and so before any resizing.
 
     Attributes:
@@ -31,34 +29,6 @@ class BoxedSource:
     def __post_init__(self) -> None:
         if len(self.boxes) != len(self.source):
             raise ValueError(f"{len(self.boxes)} boxes for {len(self.source)} images")
-
-    @property
-    def ids(self) -> Sequence[str]:
-        """Those of the source."""
-        return self.source.ids
-
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """Those of the source."""
-        return self.source.labels
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Those of the source."""
-        return self.source.classes
-
-    @property
-    def name(self) -> str:
-        """That of the source."""
-        return self.source.name
-
-    @property
-    def location(self) -> str:
-        """That of the source."""
-        return self.source.location
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def read(self, index: int) -> Image.Image:
         """The box of one image as RGB; raises UnreadableImage, also where the box shows nothing of the image."""

@@ -12,7 +12,6 @@ size saves. Exits with 1 where a ratio is below its floor.
 """
 
 import argparse
-import random
 import sys
 import time
 from collections import deque
@@ -24,7 +23,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 import torchvision.transforms as tv
-from PIL import Image, ImageFilter
+from bench_photometric import theirs
+from PIL import Image
 
 from patchssl.augmentation import prepare_views, view_settings
 from patchssl.config import Config
@@ -35,7 +35,6 @@ from patchssl.data.samples import ALONE
 from patchssl.data.sources import open_unlabelled
 from patchssl.decoded_images import ImagesByWorkers, cut_decoded, pack
 from patchssl.feeding import feed
-from patchssl.photometric import IMAGENET_MEAN, IMAGENET_STD
 from patchssl.recipes import parse_config
 from patchssl.structs import CropPlan, SampleKeys
 from patchssl.views import MultiCrop
@@ -67,31 +66,10 @@ class Form:
     floor: float = 0.0
 
 
-class Blur:
-    """Pillow's, with DINO's radius."""
-
-    def __init__(self, probability: float) -> None:
-        self.probability = probability
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        if random.random() >= self.probability:
-            return image
-        return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
-
-
 def of_kind(side: int, scale: tuple[float, float], blur: float, solarise: float) -> tv.Compose:
-    return tv.Compose(
-        [
-            tv.RandomResizedCrop(side, scale, interpolation=tv.InterpolationMode.BICUBIC),
-            tv.RandomHorizontalFlip(),
-            tv.RandomApply([tv.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8),
-            tv.RandomGrayscale(0.2),
-            Blur(blur),
-            tv.RandomSolarize(128, solarise),
-            tv.ToTensor(),
-            tv.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )
+    """From an image to a view, as DINO makes it."""
+    crop = tv.RandomResizedCrop(side, scale, interpolation=tv.InterpolationMode.BICUBIC)
+    return tv.Compose([crop, tv.RandomHorizontalFlip(), *theirs(blur, solarise).transforms])
 
 
 def plain(paths: list[Path], views: dict[str, int]) -> Callable[[], object]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from patchssl.data.cache.folder import told_bytes
 from patchssl.data.cache.shard import Shards, Table
-from patchssl.data.cache.shrinking import ShrunkImages, WrappedSource
+from patchssl.data.cache.shrinking import ShrunkImages, WrappedStored
 from patchssl.data.decode import UnreadableImage
 from patchssl.data.images import StoredSource
 from patchssl.errors import DataError
@@ -65,7 +65,7 @@ class Maps:
 
 
 @dataclass(frozen=True, eq=False)
-class CachedImages(WrappedSource):
+class CachedImages(WrappedStored):
     """The images of a source, decoded and shrunk.
 
     Attributes:

@@ -1,7 +1,6 @@
 """Images shrunk to a limited shorter side, as a cache keeps them."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ from PIL import Image
 
 from patchssl.data.decode import OpenedImage, open_image
 from patchssl.data.images import Stored, StoredSource
+from patchssl.data.wrapped import WrappedSource
 
 _REDUCTIONS = (8, 4, 2, 1)
 # A decoder that makes a smaller picture averages blocks; with so many of its pixels for one that is kept, the filter
@@ -17,8 +17,8 @@ _REDUCTIONS = (8, 4, 2, 1)
 _LEAST_OVERSAMPLING = 2
 
 
-class WrappedSource:
-    """What a source of changed pixels has in common with the source that they come from.
+class WrappedStored(WrappedSource):
+    """What a stored source of changed pixels has in common with the one that they come from.
 
     How the originals lie together on a disk is left out: a cache is read in any order, so that all of it is shuffled.
     """
@@ -26,37 +26,9 @@ class WrappedSource:
     source: StoredSource
 
     @property
-    def ids(self) -> Sequence[str]:
-        """The relative path or name of each image."""
-        return self.source.ids
-
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """(M,) places in classes, or None."""
-        return self.source.labels
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The class names, sorted."""
-        return self.source.classes
-
-    @property
-    def name(self) -> str:
-        """A short name of the data."""
-        return self.source.name
-
-    @property
-    def location(self) -> str:
-        """The path as it was given."""
-        return self.source.location
-
-    @property
     def apply_exif(self) -> bool:
         """Whether pictures have been turned upright."""
         return self.source.apply_exif
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def where(self, index: int) -> str:
         """How the original is found."""
@@ -68,7 +40,7 @@ class WrappedSource:
 
 
 @dataclass(frozen=True)
-class ShrunkImages(WrappedSource):
+class ShrunkImages(WrappedStored):
     """A source whose images are decoded and shrunk when they are fetched.
 
     Attributes:
