@@ -13,6 +13,7 @@ from patchssl.errors import ConfigError
 from patchssl.photometric import DINO, IMAGENET_MEAN, IMAGENET_STD, PhotometricSettings
 from patchssl.structs import BatchViews, Boxes, SampleKeys, ViewGroup
 from patchssl.units import apply_
+from patchssl.workspace import Workspace
 
 CPU = torch.device("cpu")
 NOTHING = {
@@ -52,6 +53,21 @@ def unnormalised(prepared: ViewGroup) -> Tensor:
 
 def prepare(groups: list[ViewGroup], of: SampleKeys, photometric: PhotometricConfig, seed: int = 0) -> list[ViewGroup]:
     return list(prepare_views(groups, of, view_settings(photometric, 8), seed=seed, device=CPU).student)
+
+
+def test_memory_that_is_kept_from_step_to_step_changes_nothing() -> None:
+    """Views lie where those of the step before did, also where these were more."""
+    settings, workspace = view_settings(config(patch_probability=0.5), 8), Workspace()
+    places = set[int]()
+    for index in ((0, 1, 2), (3, 4), (0, 1, 2)):
+        groups = [group(len(index), 3, 16), group(len(index), 2, 8)]
+        kept = prepare_views(groups, keys(*index), settings, seed=0, device=CPU, workspace=workspace)
+        for ours, expected in zip(
+            kept.student, prepare(groups, keys(*index), config(patch_probability=0.5)), strict=True
+        ):
+            assert torch.equal(ours.pixels, expected.pixels)
+            places.add(ours.pixels.data_ptr())
+    assert len(places) == 2
 
 
 def test_the_defaults_are_dinos() -> None:
