@@ -107,18 +107,18 @@ def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert capsys.readouterr().err.splitlines()[-1].endswith("pip install 'patchssl[shards]'")
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("workers", "is_moved"), [(0, False), (1, True)])
 def test_a_shard_that_vanishes_ends_the_run_with_one_line(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int, is_moved: bool
 ) -> None:
-    """And with the shard put back it goes on."""
+    """Whether removed or moved on the same disk; and with the shard put back it goes on."""
     output, content = tmp_path / "run", (shards / "s-1.tar").read_bytes()
 
     def remove() -> None:
         until = time.monotonic() + 60
         while not (output / "metrics.jsonl").exists() and time.monotonic() < until:
             time.sleep(0.01)
-        (shards / "s-1.tar").unlink()
+        (shards / "s-1.tar").rename(tmp_path / "moved") if is_moved else (shards / "s-1.tar").unlink()
 
     thread = threading.Thread(target=remove)
     thread.start()

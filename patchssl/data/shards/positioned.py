@@ -74,8 +74,8 @@ class PositionedReads:
         shard = self._shards[number]
         with self._lock:
             found = self._open.pop(number, None)
-            # What has changed or was removed is opened again: its like may have taken its place.
-            if found is None or not _is_current(shard, os.fstat(found.handle)):
+            # What has changed or is gone from its place is opened again: its like may have taken that.
+            if found is None or not _is_current(shard, found.handle):
                 found = _Open(open_unchanged(shard, local_copy(shard)))
             self._open[number] = found
             while len(self._open) > MAX_OPEN:
@@ -83,8 +83,15 @@ class PositionedReads:
         return found
 
 
-def _is_current(shard: Shard, found: os.stat_result) -> bool:
-    return not changed(shard, found) and (found.st_nlink > 0 or shard.url is not None)
+def _is_current(shard: Shard, handle: int) -> bool:
+    """Whether an open file is still the shard: the one in its place, or of a remote one the copy that was made."""
+    opened = os.fstat(handle)
+    if changed(shard, opened) or shard.url is not None:
+        return not changed(shard, opened)
+    try:
+        return os.path.samestat(os.stat(shard.location), opened)  # noqa: PTH116 - of each image that is read
+    except OSError:
+        return False
 
 
 def _pread(handle: int, size: int, offset: int) -> bytes:
