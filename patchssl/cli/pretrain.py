@@ -133,6 +133,10 @@ def pretrain(
     number by rounding only; --workers counts for each. Every host has to see DATA and the run folder. For networks that
     are too large for one GPU: --set train.strategy=fsdp. --resume goes on with other processes, too.
 
+    Small images are kept decoded on the training device. Others are decoded by the loader processes and cut into views
+    by a GPU, or without one by these processes (--set data.division=views|images|resident). The log says at the end
+    where the time went.
+
     Ctrl-C and SIGTERM save a checkpoint after the current step; --resume goes on exactly there, and after a kill from
     the newest checkpoint. One that is damaged is moved aside, and the one before it taken.
     """  # noqa: D301 - the backslash is Click's mark for text that keeps its lines
