@@ -8,15 +8,12 @@ from torch import Tensor
 from patchssl.config import ViewsConfig
 from patchssl.draws import uniforms
 from patchssl.geometry import NUM_BOX_UNIFORMS, draw_boxes
+from patchssl.reductions import LEAST_OVERSAMPLING, REDUCTIONS
 from patchssl.structs import Boxes, CropPlan, SampleKeys
 
 # Shorter boxes keep their fractions of a pixel, which would distort them (a local view of a CIFAR image is some 10 px
 # wide); for longer ones, as in torchvision's random resized crop, whole pixels are near enough and quicker to cut out.
 _LEAST_WHOLE_PX = 32
-# A decoder that makes a smaller picture averages blocks; with so many of its pixels for one of the view, what a good
-# filter would have kept apart from aliases is still there.
-_LEAST_OVERSAMPLING = 2
-REDUCTIONS = (1, 2, 4, 8)
 
 
 class MultiCrop:
@@ -73,7 +70,7 @@ def _reductions(sides: list[int], drawn: list[Boxes], reducible: Tensor) -> Tens
         [boxes.corners[..., 2:].amin((1, 2)) / side for side, boxes in zip(sides, drawn, strict=True)]
     ).amin(0)  # (B,)
     steps = torch.tensor(REDUCTIONS)
-    fitting = (room[:, None] >= steps * _LEAST_OVERSAMPLING).sum(1).clamp(min=1)
+    fitting = (room[:, None] >= steps * LEAST_OVERSAMPLING).sum(1).clamp(min=1)
     return torch.where(reducible, steps[fitting - 1], 1)
 
 

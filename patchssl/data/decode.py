@@ -124,7 +124,7 @@ class OpenedImage:
 
         Args:
             reduction: 1, or for JPEG 2, 4 or 8: a pixel shows so many pixels of the file each way; the last ones of
-                rows and columns show what is left.
+                rows and columns show what is left (in a picture that was turned upright these may be the first).
 
         Raises:
             UnreadableImage: truncated, damaged, or of no known range.

@@ -10,11 +10,7 @@ from PIL import Image
 from patchssl.data.decode import OpenedImage, open_image
 from patchssl.data.images import Stored, StoredSource
 from patchssl.data.wrapped import WrappedSource
-
-_REDUCTIONS = (8, 4, 2, 1)
-# A decoder that makes a smaller picture averages blocks; with so many of its pixels for one that is kept, the filter
-# still decides what is seen.
-_LEAST_OVERSAMPLING = 2
+from patchssl.reductions import LEAST_OVERSAMPLING, REDUCTIONS
 
 
 class WrappedStored(WrappedSource):
@@ -115,4 +111,4 @@ def shrunk_size(size_px: tuple[int, int], side: int) -> tuple[int, int]:
 
 def reduction_for(size_px: tuple[int, int], side: int) -> int:
     """How much smaller a file may be decoded that is then shrunk to a shorter side: 1, 2, 4 or 8."""
-    return next(by for by in _REDUCTIONS if by == 1 or min(size_px) // by >= _LEAST_OVERSAMPLING * side)
+    return max(by for by in REDUCTIONS if by == 1 or min(size_px) // by >= LEAST_OVERSAMPLING * side)

@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from patchssl.data.decode import UnreadableImage, decode
+from patchssl.data.decode import UnreadableImage
 from patchssl.data.lanes import MAX_LANES, Blocks
 from patchssl.data.shards.copying import local_copy
 from patchssl.data.shards.names import NamesInShards, RowNames
 from patchssl.data.shards.parquet_index import ParquetIndex, first_line, parquet_module
 from patchssl.data.shards.shard import Shard, open_unchanged
-from patchssl.data.shards.tar_source import state_of
+from patchssl.data.shards.source import ShardSource
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ class _Group:
         return sum(int(part.nbytes) for part in (self.contents, self.paths) if part is not None)
 
 
-class ParquetSource:
+class ParquetSource(ShardSource):
     """The images of parquet files, a row each; the row groups in use are kept decoded."""
 
     def __init__(
@@ -62,11 +61,9 @@ class ParquetSource:
             location: the path as it was given.
             apply_exif: turn pictures upright.
         """
-        self.name, self.location, self.apply_exif = name, location, apply_exif
-        self.labels: NDArray[np.int64] | None = None
-        self.classes: tuple[str, ...] = ()
-        self._shards, self._columns = tuple(shards), tuple(index.column for index in indexes)
-        self.ids = NamesInShards([shard.name for shard in shards], [RowNames(len(index)) for index in indexes])
+        ids = NamesInShards([shard.name for shard in shards], [RowNames(len(index)) for index in indexes])
+        super().__init__(shards, ids, name=name, location=location, apply_exif=apply_exif)
+        self._columns = tuple(index.column for index in indexes)
         rows = np.concatenate([index.rows for index in indexes])
         sizes = np.concatenate([index.num_bytes for index in indexes])
         self._starts = np.cumsum(rows) - rows
@@ -82,13 +79,6 @@ class ParquetSource:
             )
         self.blocks = Blocks(rows, self._shard_of, lanes, buffer)
         self._begin()
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def read(self, index: int) -> Image.Image:
-        """Decode one image as RGB; raises UnreadableImage, and DataError where its shard is gone or has changed."""
-        return decode(self.fetch(index), self.where(index), apply_exif=self.apply_exif)
 
     def where(self, index: int) -> str:
         """The file's path and the row's number."""
@@ -120,10 +110,6 @@ class ParquetSource:
             digest.update(f"{shard.name}\0{shard.size}\0{column}\0".encode(errors="surrogateescape"))
         digest.update(self.blocks.sizes.astype("<i8").tobytes())
         return digest.hexdigest()
-
-    def state(self) -> str:
-        """Hash of the fingerprint, of every file's place and time of writing, and of how images are read."""
-        return state_of(self.fingerprint(), self._shards, apply_exif=self.apply_exif)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("_groups", "_lock", "_process")}

@@ -2,23 +2,21 @@
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from patchssl.data.decode import UnreadableImage, decode
+from patchssl.data.decode import UnreadableImage
 from patchssl.data.lanes import Blocks
 from patchssl.data.shards.names import NamesInShards
 from patchssl.data.shards.positioned import PositionedReads
 from patchssl.data.shards.shard import Shard
+from patchssl.data.shards.source import ShardSource
 from patchssl.data.shards.tar_index import LOST, NOT_STORED, TarIndex
 
 MAX_IMAGE_BYTES = 1 << 30
 
 
-class TarSource:
+class TarSource(ShardSource):
     """The images of tar files, one of each sample, read where they lie."""
 
     def __init__(
@@ -33,23 +31,14 @@ class TarSource:
             location: the path as it was given.
             apply_exif: turn pictures upright.
         """
-        self.name, self.location, self.apply_exif = name, location, apply_exif
-        self.labels: NDArray[np.int64] | None = None
-        self.classes: tuple[str, ...] = ()
-        self._shards, self._lost = tuple(shards), tuple(index.lost for index in indexes)
-        self.ids = NamesInShards([shard.name for shard in shards], [index.names for index in indexes])
+        ids = NamesInShards([shard.name for shard in shards], [index.names for index in indexes])
+        super().__init__(shards, ids, name=name, location=location, apply_exif=apply_exif)
+        self._lost = tuple(index.lost for index in indexes)
         self._offsets = np.concatenate([index.offsets for index in indexes])
         self._sizes = np.concatenate([index.sizes for index in indexes])
         self._names = tuple(index.names for index in indexes)
         self._reads = PositionedReads(self._shards)
         self.blocks = Blocks(np.array([len(index) for index in indexes], dtype=np.int64), np.arange(len(shards)))
-
-    def __len__(self) -> int:
-        return len(self._offsets)
-
-    def read(self, index: int) -> Image.Image:
-        """Decode one image as RGB; raises UnreadableImage, and DataError where its shard is gone or has changed."""
-        return decode(self.fetch(index), self.where(index), apply_exif=self.apply_exif)
 
     def where(self, index: int) -> str:
         """The shard's path and the member's name."""
@@ -84,32 +73,3 @@ class TarSource:
             digest.update(names.text + names.ends.astype("<i8").tobytes())
         digest.update(self._sizes.astype("<i8").tobytes())
         return digest.hexdigest()
-
-    def state(self) -> str:
-        """Hash of the fingerprint, of every shard's place and time of writing, and of how images are read."""
-        return state_of(self.fingerprint(), self._shards, apply_exif=self.apply_exif)
-
-
-def state_of(fingerprint: str, shards: Sequence[Shard], *, apply_exif: bool) -> str:
-    """What changes whenever an image may have changed.
-
-    Args:
-        fingerprint: of the images.
-        shards: that they lie in.
-        apply_exif: how they are read.
-    """
-    digest = hashlib.sha256(f"exif {apply_exif}\n{fingerprint}\n".encode())
-    for shard in shards:
-        digest.update(f"{shard.key}\0{_change(shard)}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
-def _change(shard: Shard) -> str:
-    """What changes with a local file's content. Anyone can set the time of writing, but nobody that of the change."""
-    if shard.url is not None:
-        return ""
-    try:
-        found = Path(shard.location).stat()
-    except OSError:
-        return "missing"
-    return f"{found.st_ino} {found.st_ctime_ns}"
