@@ -28,7 +28,8 @@ from PIL import Image
 
 from patchssl.augmentation import prepare_views, view_settings
 from patchssl.config import Config
-from patchssl.cutting import ViewsByWorkers
+from patchssl.cutting import ViewsByWorkers, cut
+from patchssl.data.decode import file_content, open_image
 from patchssl.data.images import FileSource, StoredSource
 from patchssl.data.loader import Division, TrainingBatches, iterate
 from patchssl.data.samples import ALONE
@@ -208,6 +209,28 @@ def compare(source: FileSource) -> None:
         )
 
 
+def compare_reduced(source: FileSource) -> None:
+    """Print how far boxes of photographs decoded smaller lie from Pillow's of their full decoding."""
+    box_px, corner = 288, 8
+    for reduction in (2, 4):
+        for oversampling in (1, 2):
+            side, found = box_px // (reduction * oversampling), []
+            for index in range(len(source)):
+                opened = open_image(file_content(source.where(index)), source.where(index), apply_exif=True)
+                image = np.array(source.read(index))
+                if not opened.is_reducible or min(image.shape[:2]) < corner + box_px:
+                    continue
+                box = [float(corner), float(corner), float(box_px), float(box_px)]
+                smaller = [part / reduction for part in box]
+                view = cut(np.array(opened.pixels(reduction)), smaller, side).numpy().astype(int)
+                found.append(np.abs(view - one_by_pillow(image, box, side, False)).ravel())
+            apart = np.concatenate(found)
+            print(
+                f"decoded at 1/{reduction} and resampled by {oversampling}, {len(found)} photographs: mean "
+                f"{apart.mean():.2f}, 99th percentile {np.percentile(apart, 99):.0f}"
+            )
+
+
 def by_pillow(images: list[np.ndarray], plan: CropPlan) -> list[np.ndarray]:
     groups = []
     for boxes, side in zip(plan.boxes, plan.sides, strict=True):
@@ -264,6 +287,7 @@ def main() -> int:
     through = max(handed_on(photographs, config(LARGE, chosen.batch, 0, "images")) for _ in range(3))
     print(f"{'the same, handed on':28}{through:9.1f} images/s{fastest['plain, photographs'] * through:7.1f} x")
     compare(photographs)
+    compare_reduced(photographs)
     return int(code)
 
 
