@@ -23,8 +23,8 @@ class DataConfig(Section):
     cache_images: str | None = Field(None, description="folder in which decoded images are kept; null: nowhere")
     cache_side: Count | None = Field(
         None,
-        description="kept images are shrunk to this shorter side, px; null: what the smallest global view takes; means "
-        "nothing without data.cache_images",
+        description="kept images are shrunk to this shorter side, px; null: what the smallest global view takes; "
+        "refused without data.cache_images",
     )
     shuffle_buffer: Count = Field(
         4096, description="images of tar or parquet shards that are shuffled among each other, besides their shards"

@@ -38,8 +38,19 @@ def check_cache_place(config: "Config", output: Path) -> None:
 
 
 def as_cached(config: "Config", images: "StoredSource") -> "StoredSource":
-    """The images as they would be kept, without anything being made, for estimates; or those that are not to be."""
+    """The images as they would be kept, without anything being made, for estimates; or those that are not to be.
+
+    Raises:
+        ConfigError: a size is given for images that are to be kept nowhere.
+    """
     if config.data.cache_images is None:
+        if config.data.cache_side is not None:
+            from patchssl.errors import ConfigError
+
+            raise ConfigError(
+                f"data.cache_side is {config.data.cache_side} px, and data.cache_images names no folder in which "
+                "images of that size are kept; give --cache-images DIR, or leave data.cache_side out"
+            )
         return images
     from patchssl.data.cache import ShrunkImages
 

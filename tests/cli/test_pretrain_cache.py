@@ -233,6 +233,18 @@ def test_places_that_are_refused_before_anything_is_made(
     assert set(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_size_without_a_cache_is_refused(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["pretrain", str(small), "--output", str(run), *TINY, "--set", "data.cache_side=30", *more]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Error")]
+    assert "data.cache_side is 30 px, and data.cache_images names no folder" in line
+    assert "give --cache-images DIR, or leave data.cache_side out" in line
+    assert not run.exists()
+
+
 def test_unreadable_images_count_as_without_a_cache(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
